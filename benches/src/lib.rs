@@ -1,0 +1,1 @@
+//! throughput, latency, programming time and scale; results as a table, JSON and SVG.

@@ -1,0 +1,1 @@
+//! what every weft daemon has: health and readiness with reasons, metrics, signals, logs, the local API.

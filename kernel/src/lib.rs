@@ -1,0 +1,7 @@
+//! Linux, typed and without policy: links, routes, neighbours, FDB, nftables, namespaces, sysctls, TUN.
+//!
+//! Nothing here decides. [`net`] holds plain data about a host's network, a seam ([`net::Net`]) to
+//! read and change it, the real kernel behind it and an honest fake. [`nft`] speaks nftables over
+//! netlink. The rest is small: [`netns`], [`sysctl`], [`tun`].
+
+pub mod net;

@@ -1,0 +1,1 @@
+//! a cluster on one machine out of network namespaces.

@@ -1,0 +1,6 @@
+//! The overlay: a per-host daemon that leases a subnet from etcd and gives pods a flat network.
+//!
+//! Data flows one way: `watch` (etcd, the kernel's events) -> [`model`] -> `plan` (pure) -> `apply`.
+
+pub mod config;
+pub mod model;
