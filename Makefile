@@ -1,0 +1,33 @@
+# What README and CI call. Every target can be run again at any time.
+.PHONY: setup build demo test soak bench lint unit netns
+
+# Where `make bench` writes its report.
+REPORT ?= target/bench
+
+setup:              ## install what is missing from Debian's packages
+	./scripts/setup
+
+build: setup        ## the weft binary, optimised: target/release/weft
+	cargo build --release --locked -p weft
+
+demo: build         ## three hosts, real etcd, pods that reach each other, a host that dies and returns
+	./target/release/weft demo
+
+test: setup lint unit netns   ## everything that decides right or wrong
+
+lint:               ## formatting, and clippy with warnings as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+unit:               ## unit and property tests, store against real etcd
+	cargo test --workspace --exclude weft --locked
+
+netns:              ## stories on real kernels: namespaces as hosts, real etcd
+	cargo test -p weft --locked
+
+soak: setup         ## long: 10 GB hashed through each backend, hours of faults cut to a bounded run
+	cargo test -p weft --release --locked --features soak -- --test-threads=1
+
+bench: build        ## measure the paths; writes $(REPORT)/overlay.json and .svg
+	mkdir -p $(REPORT)
+	./target/release/weft bench overlay --json $(REPORT)/overlay.json --svg $(REPORT)/overlay.svg
