@@ -122,5 +122,6 @@ async fn hear(socket: Option<&AsyncFd<Socket>>, family: IpAddr) -> io::Result<(I
 fn open(domain: Domain, protocol: Protocol) -> io::Result<AsyncFd<Socket>> {
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    AsyncFd::register(socket)
+    // SAFETY: the socket owns its descriptor, and `AsyncFd` owns the socket until it has deregistered.
+    Ok(unsafe { AsyncFd::register(socket) }?)
 }
