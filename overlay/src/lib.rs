@@ -2,6 +2,8 @@
 //!
 //! Data flows one way: `watch` (etcd, the kernel's events) -> [`model`] -> `plan` (pure) -> `apply`.
 
+pub mod attach;
+pub mod cni;
 pub mod config;
 pub mod model;
 pub mod probe;
