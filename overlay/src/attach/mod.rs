@@ -1,9 +1,12 @@
 //! A pod's network: an address of the host's subnet and the wire to reach it by.
 //!
-//! [`range`] says which addresses there are, [`records`] who has which (on disk).
+//! [`range`] says which addresses there are, [`records`] who has which (on disk), [`site`] what the
+//! host offers, [`wiring`] what a wire consists of.
 
 pub mod range;
 pub mod records;
+pub mod site;
+pub mod wiring;
 
 use sha2::{Digest, Sha256};
 
