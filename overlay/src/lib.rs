@@ -5,5 +5,7 @@
 pub mod attach;
 pub mod cni;
 pub mod config;
+pub mod docker_opts;
 pub mod model;
 pub mod probe;
+pub mod subnet_file;
