@@ -6,6 +6,7 @@ pub mod attach;
 pub mod cni;
 pub mod config;
 pub mod docker_opts;
+mod go_json;
 pub mod model;
 pub mod probe;
 pub mod subnet_file;

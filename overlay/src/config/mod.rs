@@ -1,7 +1,17 @@
 //! The network's configuration: flannel's `<prefix>/config` JSON as typed, valid data.
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+mod live;
+mod parse;
+mod pool;
+
+pub use live::{LiveChange, live_change};
+pub use parse::{BadConfig, Parsed};
+pub use pool::Family;
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use weft_kernel::net::Vni;
+
+use crate::model::Subnet;
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,3 +67,44 @@ pub enum Backend {
     /// A lease and nothing else.
     Alloc,
 }
+
+impl Backend {
+    /// `Type` as flannel spells it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Backend::Vxlan { .. } => "vxlan",
+            Backend::HostGw => "host-gw",
+            Backend::Udp { .. } => "udp",
+            Backend::Alloc => "alloc",
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// Could this be a host's lease: the right families, each in its network and of its length?
+    /// `SubnetMin` and `SubnetMax` are not asked: they bound what is handed out, and a host keeps
+    /// what it has when they move.
+    pub fn fits(&self, subnet: &Subnet) -> bool {
+        let v4 = match (&self.v4, subnet.v4) {
+            (Some(pool), Some(net)) => pool.fits(net),
+            (None, None) => true,
+            _ => false,
+        };
+        let v6 = match (&self.v6, subnet.v6) {
+            (Some(pool), Some(net)) => pool.fits(net),
+            (None, None) => true,
+            _ => false,
+        };
+        v4 && v6
+    }
+
+    /// The networks that all subnets lie in, IPv4 first.
+    pub fn networks(&self) -> impl Iterator<Item = IpNetwork> + use<> {
+        let v4 = self.v4.map(|pool| IpNetwork::V4(pool.network));
+        let v6 = self.v6.map(|pool| IpNetwork::V6(pool.network));
+        v4.into_iter().chain(v6)
+    }
+}
+
+#[cfg(test)]
+mod tests;
