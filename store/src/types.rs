@@ -9,6 +9,13 @@ use std::fmt;
 )]
 pub struct Revision(pub i64);
 
+impl Revision {
+    /// The one after.
+    pub fn next(self) -> Revision {
+        Revision(self.0 + 1)
+    }
+}
+
 /// An etcd lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
@@ -69,6 +76,8 @@ pub enum Op {
 }
 
 /// All the writes, if all the guards hold; else nothing.
+///
+/// etcd refuses more than 128 guards or writes, and two writes of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     /// What must be true.
@@ -77,10 +86,46 @@ pub struct Txn {
     pub ops: Vec<Op>,
 }
 
+impl Txn {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Txn::default()
+    }
+
+    /// Only if the key was last written at exactly this revision.
+    #[must_use]
+    pub fn if_unchanged(mut self, key: impl Into<String>, revision: Revision) -> Self {
+        self.guards.push(Guard::Unchanged(key.into(), revision));
+        self
+    }
+
+    /// Only if the key does not exist.
+    #[must_use]
+    pub fn if_absent(mut self, key: impl Into<String>) -> Self {
+        self.guards.push(Guard::Absent(key.into()));
+        self
+    }
+
+    /// Then write the key.
+    #[must_use]
+    pub fn put(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>, lease: Option<LeaseId>) -> Self {
+        self.ops.push(Op::Put { key: key.into(), value: value.into(), lease });
+        self
+    }
+
+    /// Then delete the key.
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.ops.push(Op::Delete(key.into()));
+        self
+    }
+}
+
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TxnOutcome {
-    /// Every write is in the store, at this revision (also the writes' mod revision).
+    /// Every write is in the store, at this revision (also the writes' mod revision). Where there
+    /// was nothing to write (only deletes of absent keys), the store's newest revision.
     Committed(Revision),
     /// A guard did not hold; nothing was written.
     Conflict,
@@ -98,6 +143,24 @@ pub enum Change {
         /// When.
         revision: Revision,
     },
+}
+
+impl Change {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Change::Put(kv) => &kv.key,
+            Change::Delete { key, .. } => key,
+        }
+    }
+
+    /// When it changed.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Change::Put(kv) => kv.mod_revision,
+            Change::Delete { revision, .. } => *revision,
+        }
+    }
 }
 
 /// What a watch says, in order, each revision once and whole.
@@ -121,14 +184,15 @@ pub enum WatchEvent {
         /// For people.
         reason: String,
     },
-    /// Events flow again after [`WatchEvent::Disconnected`]; nothing was missed.
+    /// Events flow again after [`WatchEvent::Disconnected`]; nothing was missed. Where history was
+    /// lost, a snapshot comes instead of this.
     Reconnected,
 }
 
 /// A call that failed. Nothing may be concluded about what the store holds.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No endpoint answered in time.
+    /// No endpoint answered in time. A commit, grant or revoke may have been done all the same.
     #[error("cannot reach etcd at {endpoints}")]
     Unreachable {
         /// The endpoints tried, comma-separated.
