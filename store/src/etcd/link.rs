@@ -1,0 +1,150 @@
+//! Connections to etcd: one at a time, to an endpoint that proved to answer; the next one when it fails.
+//!
+//! A connection that failed is thrown away, with the endpoint's turn, the certificates and the login
+//! that it was made from. So renewed files and a restarted etcd need no special case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Channel, Client, GetOptions};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::transport::Endpoint;
+use tracing::debug;
+
+use super::answer;
+use crate::fault::Fault;
+use crate::options::Settings;
+
+/// A list of 2,000 keys is larger than tonic's 4 MB default allows; etcd's own limit is this one.
+const MAX_MESSAGE: usize = i32::MAX as usize;
+/// Flow-control windows that a long list does not have to wait for (HTTP/2's default is 64 KB).
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// A connection that answered.
+#[derive(Clone)]
+pub(crate) struct Link {
+    id: u64,
+    pub(crate) kv: etcd_client::KvClient,
+    pub(crate) lease: etcd_client::LeaseClient,
+    pub(crate) watch: etcd_client::WatchClient,
+}
+
+/// All connections there may be, of which one is in use.
+pub(crate) struct Links {
+    pub(crate) settings: Settings,
+    slot: Mutex<Slot>,
+}
+
+struct Slot {
+    current: Option<Link>,
+    /// The endpoint whose turn it is, counted on without end.
+    turn: usize,
+    made: u64,
+}
+
+impl Links {
+    pub(crate) fn new(settings: Settings) -> Self {
+        // A fleet that starts with one list of endpoints spreads over them.
+        let turn = rand::random_range(0..settings.endpoints.len());
+        Links { settings, slot: Mutex::new(Slot { current: None, turn, made: 0 }) }
+    }
+
+    /// The connection in use, or a new one to the first endpoint that answers.
+    pub(crate) async fn get(&self, deadline: Instant) -> Result<Link, Fault> {
+        let mut failures: Vec<String> = Vec::new();
+        for _ in 0..self.settings.endpoints.len() {
+            let Ok(mut slot) = timeout_at(deadline, self.slot.lock()).await else { break };
+            if let Some(link) = &slot.current {
+                return Ok(link.clone());
+            }
+            let endpoint = self.settings.endpoints[slot.turn % self.settings.endpoints.len()].clone();
+            // Counted before the attempt: it may be cancelled, and then it is the next one's turn too.
+            slot.turn = slot.turn.wrapping_add(1);
+            let limit = self.settings.connect_timeout;
+            let attempt = timeout(limit, open(&self.settings, &endpoint, slot.made + 1));
+            match timeout_at(deadline, attempt).await {
+                Ok(Ok(Ok(link))) => {
+                    debug!(endpoint, "connected to etcd");
+                    slot.made += 1;
+                    slot.current = Some(link.clone());
+                    return Ok(link);
+                }
+                // Every other member would say the same, for the price of a login each.
+                Ok(Ok(Err(fault @ (Fault::Denied(_) | Fault::Config(_)))))
+                    if self.settings.endpoints.len() == 1 || matches!(fault, Fault::Config(_)) =>
+                {
+                    return Err(fault);
+                }
+                Ok(Ok(Err(fault))) => failures.push(format!("{endpoint}: {}", fault.reason())),
+                Ok(Err(_)) => failures.push(format!("{endpoint}: no answer within {limit:?}")),
+                Err(_) => {
+                    failures.push(format!("{endpoint}: no answer in time"));
+                    break;
+                }
+            }
+        }
+        if failures.is_empty() {
+            failures.push("no connection was ready in time".to_owned());
+        }
+        Err(Fault::unsent(failures.join("; ")))
+    }
+
+    /// The connection failed: the next call gets another one.
+    pub(crate) async fn discard(&self, link: &Link) {
+        let mut slot = self.slot.lock().await;
+        if slot.current.as_ref().is_some_and(|current| current.id == link.id) {
+            slot.current = None;
+        }
+    }
+}
+
+/// TCP, TLS, login, and an answer that shows that the member has a leader.
+async fn open(settings: &Settings, url: &str, id: u64) -> Result<Link, Fault> {
+    let transport = |error: tonic::transport::Error| answer::transport_fault(error.into());
+    let mut endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(transport)?
+        .connect_timeout(settings.connect_timeout)
+        .http2_keep_alive_interval(settings.keepalive_interval)
+        .keep_alive_timeout(settings.keepalive_timeout)
+        // etcd closes connections that ping while they have nothing to do (gRPC's "too_many_pings").
+        .keep_alive_while_idle(false)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    if let Some(tls) = settings.tls().map_err(Fault::Config)? {
+        endpoint = endpoint.tls_config(tls).map_err(transport)?;
+    }
+    let channel = Channel::Tonic(endpoint.connect().await.map_err(transport)?);
+    let options = etcd_client::ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+    let mut client = Client::from_channel(channel, Some(options)).await.map_err(answer::fault)?;
+    if let Some((user, password)) = settings.login().map_err(Fault::Config)? {
+        match client.update_user(Some((user, password.expose().to_owned()))).await {
+            Ok(()) => {}
+            // A wiped etcd has no users; etcd's own client goes on without a login as well.
+            Err(etcd_client::Error::GRpcStatus(status))
+                if status.message().contains("authentication is not enabled") => {}
+            Err(error) => return Err(answer::fault(error)),
+        }
+    }
+    let link = Link {
+        id,
+        kv: client.kv_client().max_decoding_message_size(MAX_MESSAGE),
+        lease: client.lease_client(),
+        watch: client.watch_client().max_decoding_message_size(MAX_MESSAGE),
+    };
+    // A linearizable read: only a member with a leader and a quorum can answer it. That the key is
+    // not ours to read is an answer too.
+    match link.kv.clone().get("weft", Some(GetOptions::new().with_count_only())).await {
+        Ok(_) => Ok(link),
+        Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::PermissionDenied => {
+            Ok(link)
+        }
+        Err(error) => Err(answer::fault(error)),
+    }
+}
+
+/// The links, shared by calls and watches.
+pub(crate) type SharedLinks = Arc<Links>;
