@@ -5,3 +5,4 @@
 //! netlink. The rest is small: [`netns`], [`sysctl`], [`tun`].
 
 pub mod net;
+pub mod netns;
