@@ -1,12 +1,16 @@
 //! A host's network as plain data, and the seam through which it is read and changed.
 //!
 //! [`State`] is what a host holds (or should hold); [`Change`] is one step; [`Net`] is the seam;
-//! [`Event`] is what the kernel says when somebody changed something.
+//! [`Event`] is what the kernel says when somebody changed something. Behind the seam: [`Rtnetlink`].
 
+mod events;
 mod names;
+mod rtnetlink;
 mod state;
 
+pub use events::Events;
 pub use names::{BadLinkName, BadMac, BadVni, LinkName, Mac, Vni};
+pub use rtnetlink::{LinkStats, Rtnetlink};
 pub use state::{
     Address, Change, Event, FdbEntry, Link, LinkKind, LinkPatch, Neighbour, Route, RouteKey, RouteKind,
     State, Vxlan,
@@ -27,18 +31,28 @@ pub trait Net: Send + Sync {
     /// tried; the failures come back, in order, with their index. A deletion of what is not there
     /// and an addition of what is already there equal are successes.
     fn apply(&self, changes: &[Change]) -> impl Future<Output = Vec<Failure>> + Send;
+
+    /// What changes from now on, whoever changes it. Subscribe before the first [`Net::observe`], so
+    /// that nothing falls between; events of what that observation already saw may then come again.
+    fn events(&self) -> Result<Events, NetError>;
 }
 
 /// One change that the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{change}: {source}")]
+#[error("cannot {change}{}", hint(.said))]
 pub struct Failure {
     /// Its place in the slice given to [`Net::apply`].
     pub index: usize,
     /// What was asked.
     pub change: Change,
-    /// What the kernel said.
+    /// The kernel's explanation, where it gives one (extended acknowledgement, NLMSGERR_ATTR_MSG).
+    pub said: Option<String>,
+    /// The kernel's error number.
     pub source: std::io::Error,
+}
+
+fn hint(said: &Option<String>) -> String {
+    said.as_ref().map(|said| format!(" ({said})")).unwrap_or_default()
 }
 
 /// The kernel could not be asked at all.
@@ -47,6 +61,9 @@ pub enum NetError {
     /// A netlink socket could not be opened or bound.
     #[error("cannot open a netlink socket")]
     Open(#[source] std::io::Error),
+    /// The network namespace could not be entered.
+    #[error(transparent)]
+    NetNs(#[from] crate::netns::NetNsError),
     /// A dump failed or was cut short.
     #[error("cannot list {what}")]
     Dump {

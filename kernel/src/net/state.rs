@@ -15,8 +15,13 @@ pub struct State {
     pub links: BTreeMap<LinkName, Link>,
     /// Addresses on links.
     pub addresses: BTreeSet<Address>,
-    /// Unicast and blackhole routes of every table; a route with several next hops is not modelled.
+    /// Unicast, blackhole and unreachable routes of every table. Not modelled, and so left out: routes
+    /// with several next hops, a type of service, a source prefix or an encapsulation, and IPv6's own
+    /// link-local and multicast routes.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// Keys under which the kernel holds more than one route (IPv6 allows it, and IPv4 with
+    /// `ip route append`). `routes` has the one the kernel lists first. Empty in a desired state.
+    pub twins: BTreeSet<RouteKey>,
     /// Neighbours, permanent ones and learned ones that are usable (REACHABLE, STALE, DELAY, PROBE).
     pub neighbours: BTreeMap<(LinkName, IpAddr), Neighbour>,
     /// `self` entries of VXLAN links' forwarding databases (the all-zero default ones included).
@@ -233,6 +238,9 @@ pub enum Event {
     Route(Route),
     /// A route is gone.
     RouteGone(Route),
+    /// A route that [`State`] does not model came or went, under a key that it might share with one
+    /// that is modelled.
+    OtherRoute(RouteKey),
     /// A neighbour is there.
     Neighbour(Neighbour),
     /// A neighbour is gone or no longer usable.
