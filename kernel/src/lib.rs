@@ -6,3 +6,5 @@
 
 pub mod net;
 pub mod netns;
+pub mod offload;
+pub mod sysctl;
