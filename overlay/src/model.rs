@@ -62,6 +62,13 @@ impl Subnet {
         let (v4, v6) = (self.v4.map(IpNetwork::V4), self.v6.map(IpNetwork::V6));
         v4.into_iter().chain(v6)
     }
+
+    /// Do they share an address in either family?
+    pub fn overlaps(&self, other: &Subnet) -> bool {
+        let v4 = self.v4.zip(other.v4).is_some_and(|(a, b)| a.overlaps(b));
+        let v6 = self.v6.zip(other.v6).is_some_and(|(a, b)| a.overlaps(b));
+        v4 || v6
+    }
 }
 
 impl fmt::Display for Subnet {
