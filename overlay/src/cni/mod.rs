@@ -1,5 +1,102 @@
 //! The CNI plugin: lets container runtimes attach their pods to the overlay.
 //!
-//! [`protocol`] reads the call and writes the answer.
+//! [`protocol`] reads the call and writes the answer; this file carries it out with
+//! [`crate::attach`]. A runtime starts it once per call, as `weft-cni` or `weft cni`.
 
 pub mod protocol;
+
+use serde_json::Value;
+
+use crate::attach::records::{Record, RecordError};
+use crate::attach::site::SiteError;
+use crate::attach::{AttachError, Attacher, Attachment};
+use protocol::{Attached, Attachment as Valid, Call, Command, Refusal};
+
+/// Answers one call: what goes to standard output, and whether the call succeeded.
+pub fn answer(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> (Option<Value>, bool) {
+    let call = match protocol::parse(env, stdin) {
+        Ok(call) => call,
+        Err(refusal) => {
+            // Without a configuration that can be read there is no version to answer in.
+            let conf: protocol::NetConf = serde_json::from_slice(stdin).unwrap_or_default();
+            let version = conf.version.as_str();
+            let version = if protocol::VERSIONS.contains(&version) { version } else { "" };
+            return (Some(refusal.to_json(version)), false);
+        }
+    };
+    match carry_out(&call) {
+        Ok(answer) => (answer, true),
+        Err(refusal) => (Some(refusal.to_json(&call.conf.version)), false),
+    }
+}
+
+fn carry_out(call: &Call) -> Result<Option<Value>, Refusal> {
+    let conf = &call.conf;
+    let attacher = Attacher::new(&conf.run_dir, &conf.state_dir, &conf.network);
+    let netns = call.netns.as_deref();
+    match call.command {
+        Command::Version => Ok(Some(protocol::versions())),
+        Command::Add => {
+            let wanted = protocol::wanted_addresses(conf)?;
+            let netns =
+                netns.ok_or_else(|| Refusal::new(Refusal::BAD_ENVIRONMENT, "CNI_NETNS is not set"))?;
+            let attachment =
+                attacher.attach(&call.container, &call.ifname, netns, &wanted).map_err(refusal)?;
+            Ok(Some(protocol::result(&conf.version, &attached(&attachment))))
+        }
+        Command::Del => {
+            attacher.detach(&call.container, &call.ifname).map_err(refusal)?;
+            Ok(None)
+        }
+        Command::Check => {
+            let expected = protocol::previous_addresses(conf)?;
+            let netns =
+                netns.ok_or_else(|| Refusal::new(Refusal::BAD_ENVIRONMENT, "CNI_NETNS is not set"))?;
+            attacher.check(&call.container, &call.ifname, netns, &expected).map_err(refusal)?;
+            Ok(None)
+        }
+        Command::Gc => {
+            let valid = conf.valid_attachments.as_deref().unwrap_or_default();
+            let keep = |record: &Record| {
+                valid.contains(&Valid { container: record.id.clone(), ifname: record.ifname.clone() })
+            };
+            attacher.collect_garbage(keep).map_err(refusal)?;
+            Ok(None)
+        }
+        Command::Status => {
+            let offered = attacher.site();
+            offered.map(|_| None).map_err(|error| Refusal::new(Refusal::NOT_AVAILABLE, one_line(&error)))
+        }
+    }
+}
+
+fn attached(attachment: &Attachment) -> Attached {
+    let mac = |mac: Option<weft_kernel::net::Mac>| mac.map(|mac| mac.to_string()).unwrap_or_default();
+    Attached {
+        host_link: attachment.record.link.clone(),
+        host_mac: mac(attachment.host_mac),
+        ifname: attachment.record.ifname.clone(),
+        mac: mac(attachment.pod_mac),
+        mtu: attachment.mtu,
+        netns: attachment.record.netns.clone(),
+        ips: attachment.addresses.clone(),
+    }
+}
+
+/// The specification's code for what went wrong.
+fn refusal(error: AttachError) -> Refusal {
+    let code = match &error {
+        AttachError::Site(SiteError::Missing { .. }) => Refusal::TRY_AGAIN,
+        AttachError::Namespace { .. } => Refusal::UNKNOWN_CONTAINER,
+        AttachError::HostNamespace { .. } | AttachError::Name(_) => Refusal::BAD_ENVIRONMENT,
+        AttachError::Record(RecordError::Refused { .. }) => Refusal::BAD_CONFIG,
+        _ => Refusal::FAILED,
+    };
+    Refusal::new(code, one_line(&error))
+}
+
+/// An error with its causes, as one line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
