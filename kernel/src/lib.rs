@@ -6,5 +6,6 @@
 
 pub mod net;
 pub mod netns;
+pub mod nft;
 pub mod offload;
 pub mod sysctl;

@@ -1,0 +1,149 @@
+//! Who changed what: one event for each transaction of anybody's.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::decode;
+use super::wire::{Messages, msg};
+use super::{Family, TableKey};
+
+/// `NFNLGRP_NFTABLES`.
+const GROUP: u32 = 7;
+
+/// One change of 10,000 elements is about a megabyte of events.
+const RECEIVE_SPACE: usize = 16 << 20;
+
+/// A notification has at most two pages (`NLMSG_GOODSIZE`), except for one huge object.
+const RECEIVE_BUFFER: usize = 256 * 1024;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody's transaction is in force.
+    Commit {
+        /// The netlink port that it came from; ours is [`super::Nft::port`].
+        port: u32,
+        /// The program that sent it, such as `nft` or `dockerd`, as the kernel cuts it (15 bytes).
+        process: String,
+        /// The tables in which anything was made, changed or deleted.
+        tables: BTreeSet<TableKey>,
+    },
+    /// Events were lost because we read too slowly: only a fresh dump tells the truth.
+    Lost,
+}
+
+/// Listens to nftables in the network namespace of the thread that called [`Events::open`].
+///
+/// It does not hear what `iptables-legacy` does.
+#[derive(Debug)]
+pub struct Events {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// Tables touched by the transaction whose end has not come yet.
+    touched: BTreeSet<TableKey>,
+    /// Read, and not yet handed on.
+    ready: std::collections::VecDeque<Event>,
+}
+
+impl Events {
+    /// Starts to listen.
+    pub fn open() -> io::Result<Self> {
+        Self::with_space(RECEIVE_SPACE)
+    }
+
+    /// The same with room for so many bytes of events that have not been read yet.
+    pub fn with_space(bytes: usize) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        setsockopt(&socket, sockopt::RcvBufForce, &bytes)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        socket.add_membership(GROUP)?;
+        let (touched, ready) = Default::default();
+        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER], touched, ready })
+    }
+
+    /// The next event; waits for it. Nothing is lost if the future is dropped. Needs a Tokio runtime.
+    pub async fn next(&mut self) -> io::Result<Event> {
+        loop {
+            if let Some(event) = self.try_next()? {
+                return Ok(event);
+            }
+            // Events are rare, so registering anew each time costs nothing that matters.
+            // SAFETY: the socket is ours, and borrowed until the registration ends with this turn.
+            let readiness =
+                unsafe { AsyncFd::register_with_interest(self.socket.as_fd(), Interest::READABLE) }?;
+            readiness.readable().await?.retain_ready();
+        }
+    }
+
+    /// The next event, if there is one.
+    pub fn try_next(&mut self) -> io::Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(len) if len > self.buffer.len() => self.lost(),
+                Ok(len) => {
+                    let datagram = self.buffer.get(..len).unwrap_or_default();
+                    read(datagram, &mut self.touched, &mut self.ready);
+                }
+                Err(nix::Error::EAGAIN) => return Ok(None),
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::ENOBUFS) => self.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn lost(&mut self) {
+        self.touched.clear();
+        self.ready.push_back(Event::Lost);
+    }
+}
+
+/// Takes in one datagram. A transaction's objects come first, its end (`NEWGEN`) last.
+fn read(datagram: &[u8], touched: &mut BTreeSet<TableKey>, ready: &mut std::collections::VecDeque<Event>) {
+    for message in Messages(datagram) {
+        let Ok(message) = message else {
+            ready.push_back(Event::Lost);
+            return;
+        };
+        match message.nft() {
+            Some(msg::NEWGEN) => {
+                let process = match message.attrs().find(3) {
+                    Ok(Some(name)) => String::from_utf8_lossy(name.string()).into_owned(),
+                    _ => String::new(),
+                };
+                let tables = std::mem::take(touched);
+                ready.push_back(Event::Commit { port: message.port, process, tables });
+            }
+            Some(_) => match (message.family(), decode::table_of(message.attrs())) {
+                (Ok(family), Ok(name)) => {
+                    touched.insert(TableKey { family: Family::from_raw(family), name });
+                }
+                _ => ready.push_back(Event::Lost),
+            },
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_events_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            read(&bytes, &mut BTreeSet::new(), &mut Default::default());
+        }
+    }
+}
