@@ -181,12 +181,9 @@ fn a_failed_attachment_leaves_nothing() {
     assert!(matches!(error, AttachError::Refused(_)), "{error}");
     assert_eq!(host.ip("-br link"), before);
     assert!(output(&pod.ns, "ip -br link show eth0").is_ok());
-    let other = Pod::new("taken-other");
-    assert_eq!(
-        host.attach(&other, "b")[0],
-        "10.42.7.2".parse::<IpAddr>().unwrap(),
-        "the address is free again"
-    );
+    let (other, freed) = (Pod::new("taken-other"), "10.42.7.2".parse::<IpAddr>().unwrap());
+    let again = host.inside(|| host.attacher().attach("b", "eth0", &other.path(), &[freed]));
+    assert_eq!(again.unwrap().record.addresses[0], freed, "the address is free again");
 }
 
 #[test]
