@@ -35,7 +35,8 @@ pub(crate) struct Range {
 /// One message of a watch: whole revisions, maybe none.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
-    pub(crate) cluster: ClusterId,
+    /// Who sent it, if it says so.
+    pub(crate) cluster: Option<ClusterId>,
     /// Everything up to here has been said.
     pub(crate) complete_to: Option<Revision>,
     pub(crate) changes: Vec<Change>,

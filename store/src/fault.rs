@@ -62,8 +62,9 @@ impl Fault {
     /// In one line, causes included.
     pub(crate) fn reason(&self) -> String {
         match self {
-            Fault::Unreachable { cause, .. } | Fault::Refused(cause) => chain(cause.as_ref()),
-            Fault::Denied(cause) => format!("login refused: {}", chain(cause.as_ref())),
+            Fault::Unreachable { cause, .. } | Fault::Denied(cause) | Fault::Refused(cause) => {
+                chain(cause.as_ref())
+            }
             Fault::NoSuchLease => "no such lease".to_owned(),
             Fault::Compacted => "the history needed was compacted away".to_owned(),
             Fault::FutureRevision => "the store is older than what it told before".to_owned(),

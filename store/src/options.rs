@@ -188,6 +188,11 @@ impl TryFrom<ConnectOptions> for Settings {
 }
 
 impl Settings {
+    /// Whether TLS is spoken.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// TLS as the files say now; `None` for `http://`.
     pub(crate) fn tls(&self) -> Result<Option<ClientTlsConfig>, StoreError> {
         let Some(files) = &self.tls else { return Ok(None) };

@@ -30,7 +30,10 @@ impl Store {
 
     /// A store in memory, and the hand that moves it.
     pub fn memory() -> (Store, MemoryControl) {
-        let memory = Memory::new();
+        Store::on_memory(Memory::new())
+    }
+
+    pub(crate) fn on_memory(memory: Arc<Memory>) -> (Store, MemoryControl) {
         (Store { backend: Backend::Memory(memory.clone()) }, MemoryControl::new(memory))
     }
 

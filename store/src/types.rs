@@ -201,8 +201,9 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// User, password or certificate was refused.
-    #[error("etcd at {endpoints} refuses the login")]
+    /// User, password or a certificate was refused (ours by etcd, or etcd's by us), or the user's role
+    /// does not allow this.
+    #[error("no access to etcd at {endpoints}")]
     Denied {
         /// The endpoints tried.
         endpoints: String,

@@ -54,6 +54,7 @@ impl Links {
     /// The connection in use, or a new one to the first endpoint that answers.
     pub(crate) async fn get(&self, deadline: Instant) -> Result<Link, Fault> {
         let mut failures: Vec<String> = Vec::new();
+        let mut all_denied = true;
         for _ in 0..self.settings.endpoints.len() {
             let Ok(mut slot) = timeout_at(deadline, self.slot.lock()).await else { break };
             if let Some(link) = &slot.current {
@@ -62,33 +63,26 @@ impl Links {
             let endpoint = self.settings.endpoints[slot.turn % self.settings.endpoints.len()].clone();
             // Counted before the attempt: it may be cancelled, and then it is the next one's turn too.
             slot.turn = slot.turn.wrapping_add(1);
-            let limit = self.settings.connect_timeout;
-            let attempt = timeout(limit, open(&self.settings, &endpoint, slot.made + 1));
-            match timeout_at(deadline, attempt).await {
-                Ok(Ok(Ok(link))) => {
+            let limit = self.settings.connect_timeout.min(deadline.duration_since(Instant::now()));
+            let fault = match timeout(limit, open(&self.settings, &endpoint, slot.made + 1)).await {
+                Ok(Ok(link)) => {
                     debug!(endpoint, "connected to etcd");
                     slot.made += 1;
                     slot.current = Some(link.clone());
                     return Ok(link);
                 }
-                // Every other member would say the same, for the price of a login each.
-                Ok(Ok(Err(fault @ (Fault::Denied(_) | Fault::Config(_)))))
-                    if self.settings.endpoints.len() == 1 || matches!(fault, Fault::Config(_)) =>
-                {
-                    return Err(fault);
-                }
-                Ok(Ok(Err(fault))) => failures.push(format!("{endpoint}: {}", fault.reason())),
-                Ok(Err(_)) => failures.push(format!("{endpoint}: no answer within {limit:?}")),
-                Err(_) => {
-                    failures.push(format!("{endpoint}: no answer in time"));
-                    break;
-                }
-            }
+                Ok(Err(fault @ Fault::Config(_))) => return Err(fault),
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::silent(format!("no answer within {limit:?}")),
+            };
+            all_denied &= matches!(fault, Fault::Denied(_));
+            failures.push(format!("{endpoint}: {}", fault.reason()));
         }
-        if failures.is_empty() {
-            failures.push("no connection was ready in time".to_owned());
+        match failures.is_empty() {
+            true => Err(Fault::unsent("no connection was ready in time")),
+            false if all_denied => Err(Fault::Denied(failures.join("; ").into())),
+            false => Err(Fault::unsent(failures.join("; "))),
         }
-        Err(Fault::unsent(failures.join("; ")))
     }
 
     /// The connection failed: the next call gets another one.
@@ -120,13 +114,21 @@ async fn open(settings: &Settings, url: &str, id: u64) -> Result<Link, Fault> {
     let channel = Channel::Tonic(endpoint.connect().await.map_err(transport)?);
     let options = etcd_client::ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
     let mut client = Client::from_channel(channel, Some(options)).await.map_err(answer::fault)?;
+    // With TLS 1.3, a server that does not accept our certificate, or misses one, can say so only now;
+    // what reaches us is that it closed the connection.
+    let maybe_certificate = |error| match answer::fault(error) {
+        Fault::Unreachable { cause, .. } if settings.is_secure() => Fault::unsent(format!(
+            "{cause} (closed after the TLS handshake: etcd may want another certificate in etcd-certfile)"
+        )),
+        fault => fault,
+    };
     if let Some((user, password)) = settings.login().map_err(Fault::Config)? {
         match client.update_user(Some((user, password.expose().to_owned()))).await {
             Ok(()) => {}
             // A wiped etcd has no users; etcd's own client goes on without a login as well.
             Err(etcd_client::Error::GRpcStatus(status))
                 if status.message().contains("authentication is not enabled") => {}
-            Err(error) => return Err(answer::fault(error)),
+            Err(error) => return Err(maybe_certificate(error)),
         }
     }
     let link = Link {
@@ -142,7 +144,7 @@ async fn open(settings: &Settings, url: &str, id: u64) -> Result<Link, Fault> {
         Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::PermissionDenied => {
             Ok(link)
         }
-        Err(error) => Err(answer::fault(error)),
+        Err(error) => Err(maybe_certificate(error)),
     }
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, TxnOp, WatchOptions, WatchStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{Batch, Header, Range, Select};
 use crate::fault::Fault;
 use crate::options::Settings;
-use crate::{Guard, LeaseId, Op, Revision, Txn, TxnOutcome};
+use crate::{ClusterId, Guard, LeaseId, Op, Revision, Txn, TxnOutcome};
 use link::{Link, Links, SharedLinks};
 
 /// How many keys one request of a list asks for: a few MB at most, as our values are small.
@@ -262,6 +262,10 @@ fn prefix_range(prefix: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// An open watch.
+///
+/// That it is silently dead shows in two ways: HTTP/2 pings without an answer (a lost peer, a stopped
+/// process), and etcd's own cancellation where the member has lost its leader. Progress is not asked
+/// for: etcd's gRPC proxy before 3.4.19 panics when it is (etcd-io/etcd#14151).
 pub(crate) struct EtcdStream {
     stream: WatchStream,
     watch_id: i64,
@@ -296,28 +300,23 @@ impl EtcdStream {
     }
 
     async fn batch(&mut self) -> Result<Batch, Fault> {
-        let (interval, limit) =
-            (self.links.settings.keepalive_interval, self.links.settings.keepalive_timeout);
-        let message = match timeout(interval, self.message()).await {
-            Ok(message) => message?,
-            // HTTP/2 pings tell us of a dead connection, but not of a dead watch behind a proxy that
-            // answers pings itself.
-            Err(_) => {
-                self.stream.request_progress().await.map_err(answer::fault)?;
-                timeout(limit, self.message())
-                    .await
-                    .map_err(|_| Fault::silent(format!("the watch is silent for {:?}", interval + limit)))??
-            }
+        let message = self.message().await?;
+        // etcd's gRPC proxy leaves the header out of some messages, or leaves it empty.
+        let header = message.header().filter(|header| header.cluster_id() != 0);
+        let events = message.events();
+        let complete_to = match events.iter().filter_map(|event| event.kv()).map(|kv| kv.mod_revision()).max()
+        {
+            // Skipped keys count as well.
+            Some(newest) => Some(newest),
+            // Progress, which etcd sends only to a watch that is in step.
+            None if message.watch_id() == self.watch_id => header.map(|header| header.revision()),
+            None => None,
         };
-        let header = answer::header(message.header())?;
-        let changes: Vec<_> = message.events().iter().filter_map(answer::change).collect();
-        // etcd sends progress for this watch only when it is in step. The answer to our request comes
-        // for no watch in particular, and before 3.4.25 it could overtake events.
-        let progress = message.events().is_empty() && message.watch_id() == self.watch_id;
-        let skipped =
-            message.events().iter().filter_map(|event| event.kv()).map(|kv| kv.mod_revision()).max();
-        let complete_to = if progress { Some(header.revision) } else { skipped.map(Revision) };
-        Ok(Batch { cluster: header.cluster, complete_to, changes })
+        Ok(Batch {
+            cluster: header.map(|header| ClusterId(header.cluster_id())),
+            complete_to: complete_to.map(Revision),
+            changes: events.iter().filter_map(answer::change).collect(),
+        })
     }
 
     /// One message that does not end the watch.

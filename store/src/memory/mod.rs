@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::backend::{Batch, Range, Select};
 use crate::fault::Fault;
-use crate::{ClusterId, LeaseId, Revision, Txn, TxnOutcome};
+use crate::{ClusterId, LeaseId, Revision, Store, Txn, TxnOutcome};
 use mvcc::Mvcc;
 
 /// Calls that [`MemoryControl::fail_next`] can fail.
@@ -41,28 +41,40 @@ enum Lost {
     Answer,
 }
 
-/// The store itself.
+/// One client's way to the store.
 pub(crate) struct Memory {
-    state: Mutex<State>,
-    /// Counts changes of the state.
+    shared: Arc<Shared>,
+    wire: Mutex<Wire>,
+}
+
+/// What all clients share.
+struct Shared {
+    data: Mutex<Data>,
+    /// Counts changes of the data and of any wire.
     changed: watch::Sender<u64>,
 }
 
-struct State {
+struct Data {
     mvcc: Mvcc,
-    /// Set where calls and watches meet a store that is not there.
+    wipes: u32,
+}
+
+struct Wire {
     connected: bool,
-    /// Counts broken connections: a stream of an older one is dead.
-    connection: u64,
+    /// Counts cuts: a stream from before one is dead.
+    cuts: u64,
     failures: Vec<(Call, Lost)>,
-    wipes: u64,
 }
 
 impl Memory {
     pub(crate) fn new() -> Arc<Self> {
-        let state =
-            State { mvcc: fresh(CLUSTER, 0), connected: true, connection: 0, failures: Vec::new(), wipes: 0 };
-        Arc::new(Memory { state: Mutex::new(state), changed: watch::Sender::new(0) })
+        let data = Data { mvcc: fresh(CLUSTER, 0), wipes: 0 };
+        Memory::on(Arc::new(Shared { data: Mutex::new(data), changed: watch::Sender::new(0) }))
+    }
+
+    fn on(shared: Arc<Shared>) -> Arc<Self> {
+        let wire = Wire { connected: true, cuts: 0, failures: Vec::new() };
+        Arc::new(Memory { shared, wire: Mutex::new(wire) })
     }
 
     pub(crate) fn range(&self, select: Select<'_>, at: Option<Revision>) -> Result<Range, Fault> {
@@ -90,21 +102,17 @@ impl Memory {
     }
 
     pub(crate) fn watch(self: &Arc<Self>, prefix: &str, from: Revision) -> Result<MemoryStream, Fault> {
-        let connection = self.reach()?.connection;
-        Ok(MemoryStream {
-            changed: self.changed.subscribe(),
-            memory: self.clone(),
-            prefix: prefix.to_owned(),
-            from,
-            connection,
-        })
+        let wipes = self.reach()?.wipes;
+        let cuts = lock(&self.wire).cuts;
+        let changed = self.shared.changed.subscribe();
+        Ok(MemoryStream { memory: self.clone(), changed, prefix: prefix.to_owned(), from, wipes, cuts })
     }
 
     /// Waits for the connection.
     pub(crate) async fn connected(&self) {
-        let mut changed = self.changed.subscribe();
-        // An error would mean that the sender, `self`, is gone.
-        let _ = changed.wait_for(|_| self.lock().connected).await;
+        let mut changed = self.shared.changed.subscribe();
+        // An error would mean that the sender, ours, is gone.
+        let _ = changed.wait_for(|_| lock(&self.wire).connected).await;
     }
 
     /// Runs a call, unless it is its turn to fail.
@@ -114,7 +122,7 @@ impl Memory {
         run: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let lost = {
-            let failures = &mut self.lock().failures;
+            let failures = &mut lock(&self.wire).failures;
             failures.iter().position(|(next, _)| *next == call).map(|at| failures.remove(at).1)
         };
         match lost {
@@ -127,29 +135,32 @@ impl Memory {
         }
     }
 
-    fn reach(&self) -> Result<MutexGuard<'_, State>, Fault> {
-        let state = self.lock();
-        if state.connected { Ok(state) } else { Err(Fault::unsent("disconnected")) }
+    fn reach(&self) -> Result<MutexGuard<'_, Data>, Fault> {
+        if lock(&self.wire).connected {
+            Ok(lock(&self.shared.data))
+        } else {
+            Err(Fault::unsent("disconnected"))
+        }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Mvcc) -> Result<T, Fault>) -> Result<T, Fault> {
         let done = change(&mut self.reach()?.mvcc);
-        self.changed.send_modify(|count| *count += 1);
+        self.shared.changed.send_modify(|count| *count += 1);
         done
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere cannot leave it half changed: every change is one call of `Mvcc`.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A panic elsewhere cannot leave anything half changed: every change is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Any id but zero.
 const CLUSTER: ClusterId = ClusterId(0x7765_6674);
 
-fn fresh(cluster: ClusterId, wipes: u64) -> Mvcc {
+fn fresh(cluster: ClusterId, wipes: u32) -> Mvcc {
     // Lease ids of one store are unknown to the next.
-    Mvcc::new(cluster, 0x1000 * (wipes as i64 + 1))
+    Mvcc::new(cluster, 0x1_0000 * (i64::from(wipes) + 1))
 }
 
 /// An open watch.
@@ -158,7 +169,8 @@ pub(crate) struct MemoryStream {
     changed: watch::Receiver<u64>,
     prefix: String,
     from: Revision,
-    connection: u64,
+    wipes: u32,
+    cuts: u64,
 }
 
 impl MemoryStream {
@@ -166,14 +178,14 @@ impl MemoryStream {
         loop {
             self.changed.mark_unchanged();
             {
-                let state = self.memory.lock();
-                if !state.connected || state.connection != self.connection {
+                let data = self.memory.reach()?;
+                if data.wipes != self.wipes || lock(&self.memory.wire).cuts != self.cuts {
                     return Err(Fault::silent("the connection broke"));
                 }
                 // A watch from the future waits, as etcd's does.
-                if self.from <= state.mvcc.header().revision {
-                    let batch = state.mvcc.since(&self.prefix, self.from)?;
-                    self.from = Revision(state.mvcc.header().revision.0 + 1);
+                if self.from <= data.mvcc.header().revision {
+                    let batch = data.mvcc.since(&self.prefix, self.from)?;
+                    self.from = data.mvcc.header().revision.next();
                     return Ok(batch);
                 }
             }
@@ -194,76 +206,94 @@ impl MemoryControl {
         MemoryControl { memory }
     }
 
+    /// Another client of the same store, with a connection of its own: another host.
+    pub fn another(&self) -> (Store, MemoryControl) {
+        Store::on_memory(Memory::on(self.memory.shared.clone()))
+    }
+
     /// The store's newest revision.
     pub fn revision(&self) -> Revision {
-        self.memory.lock().mvcc.header().revision
+        lock(&self.memory.shared.data).mvcc.header().revision
     }
 
     /// The leases that live.
     pub fn leases(&self) -> Vec<LeaseId> {
-        self.memory.lock().mvcc.leases()
+        lock(&self.memory.shared.data).mvcc.leases()
     }
 
     /// Ends a lease at once, with its keys. `false` where there was none.
     pub fn expire(&self, lease: LeaseId) -> bool {
-        self.change(|state| state.mvcc.revoke(lease).is_ok())
+        self.change(|data| data.mvcc.revoke(lease).is_ok())
     }
 
     /// Time goes by for leases.
     pub fn advance(&self, by: Duration) {
-        self.change(|state| state.mvcc.advance(by));
+        self.change(|data| data.mvcc.advance(by));
     }
 
     /// Forgets the history, as `etcdctl compact` at the newest revision.
     pub fn compact(&self) {
-        self.change(|state| state.mvcc.compact());
+        self.change(|data| data.mvcc.compact());
     }
 
-    /// An empty store in the old one's place, with another cluster id. Watches lose their connection.
+    /// An empty store in the old one's place, with another cluster id. All watches are cut.
     pub fn wipe(&self) {
-        self.change(|state| {
-            state.wipes += 1;
-            state.connection += 1;
-            state.mvcc = fresh(ClusterId(CLUSTER.0 + state.wipes), state.wipes);
+        self.change(|data| {
+            data.wipes += 1;
+            data.mvcc = fresh(ClusterId(CLUSTER.0 + u64::from(data.wipes)), data.wipes);
         });
     }
 
     /// As [`MemoryControl::wipe`], but with the same cluster id: what a real etcd does that is
     /// started again without its data directory and with the same flags.
     pub fn wipe_keeping_cluster_id(&self) {
-        self.change(|state| {
-            state.wipes += 1;
-            state.connection += 1;
-            state.mvcc = fresh(state.mvcc.header().cluster, state.wipes);
+        self.change(|data| {
+            data.wipes += 1;
+            data.mvcc = fresh(data.mvcc.header().cluster, data.wipes);
         });
     }
 
-    /// Calls fail and watches are cut, until [`MemoryControl::reconnect`].
+    /// This client's calls fail and its watches are cut, until [`MemoryControl::reconnect`].
     pub fn disconnect(&self) {
-        self.change(|state| {
-            state.connected = false;
-            state.connection += 1;
+        self.rewire(|wire| {
+            wire.connected = false;
+            wire.cuts += 1;
         });
     }
 
     /// Ends [`MemoryControl::disconnect`].
     pub fn reconnect(&self) {
-        self.change(|state| state.connected = true);
+        self.rewire(|wire| wire.connected = true);
     }
 
-    /// The next such call fails and is not done.
+    /// This client's next such call fails and is not done.
     pub fn fail_next(&self, call: Call) {
-        self.change(|state| state.failures.push((call, Lost::Request)));
+        self.rewire(|wire| wire.failures.push((call, Lost::Request)));
     }
 
-    /// The next such call is done, but its answer gets lost.
+    /// This client's next such call is done, but its answer gets lost.
     pub fn lose_next_answer(&self, call: Call) {
-        self.change(|state| state.failures.push((call, Lost::Answer)));
+        self.rewire(|wire| wire.failures.push((call, Lost::Answer)));
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let done = change(&mut self.memory.lock());
-        self.memory.changed.send_modify(|count| *count += 1);
+    fn change<T>(&self, change: impl FnOnce(&mut Data) -> T) -> T {
+        let done = change(&mut lock(&self.memory.shared.data));
+        self.tell();
         done
+    }
+
+    fn rewire(&self, change: impl FnOnce(&mut Wire)) {
+        change(&mut lock(&self.memory.wire));
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.memory.shared.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl std::fmt::Debug for MemoryControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryControl").field("revision", &self.revision()).finish_non_exhaustive()
     }
 }

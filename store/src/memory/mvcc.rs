@@ -181,7 +181,7 @@ impl Mvcc {
         }
         let wanted = |change: &&Change| change.revision() >= from && change.key().starts_with(prefix);
         Ok(Batch {
-            cluster: self.cluster,
+            cluster: Some(self.cluster),
             complete_to: Some(self.revision),
             changes: self.history.iter().filter(wanted).cloned().collect(),
         })

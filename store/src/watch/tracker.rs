@@ -100,7 +100,7 @@ impl Tracker {
     /// A message of a verified stream.
     pub(crate) fn batch(&mut self, batch: Batch) -> Result<Option<WatchEvent>, Foreign> {
         let Some(known) = &mut self.known else { return Err(Foreign) };
-        if batch.cluster != known.cluster {
+        if batch.cluster.is_some_and(|cluster| cluster != known.cluster) {
             return Err(Foreign);
         }
         let after = known.revision;
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn batch(changes: &[Change], complete_to: Option<i64>) -> Batch {
-        Batch { cluster: OURS, complete_to: complete_to.map(Revision), changes: changes.to_vec() }
+        Batch { cluster: Some(OURS), complete_to: complete_to.map(Revision), changes: changes.to_vec() }
     }
 
     /// Knows `a` from revision 5 and `b` from revision 9, as of 10.
@@ -253,7 +253,8 @@ mod tests {
     #[test]
     fn a_message_of_another_cluster_is_not_believed() {
         let mut tracker = tracker();
-        let foreign = Batch { cluster: OTHER, complete_to: None, changes: vec![Change::Put(kv("x", 11))] };
+        let foreign =
+            Batch { cluster: Some(OTHER), complete_to: None, changes: vec![Change::Put(kv("x", 11))] };
         assert_eq!(tracker.batch(foreign), Err(Foreign));
         assert_eq!(tracker.start(), Start::After(Revision(10)));
     }
