@@ -3,6 +3,7 @@
 //! Data flows one way: `watch` (etcd, the kernel's events) -> [`model`] -> `plan` (pure) -> `apply`.
 
 pub mod attach;
+pub mod cache;
 pub mod cni;
 pub mod config;
 pub mod docker_opts;
