@@ -149,17 +149,15 @@ fn raise(lab: &Lab, daemons: bool) -> Result<(), LabError> {
     let inner = lab.inner();
     let layout = &inner.layout;
     for name in layout.namespaces() {
-        netns::add(&name).ok()?;
+        netns::add(&name)?;
     }
-    netns::batch(&layout.lan, &layout.lan_batch()).ok()?;
-    netns::batch(&layout.router, &layout.router_batch()).ok()?;
-    netns::run_in(&layout.router, forward)
-        .and_then(|done| done)
-        .map_err(LabError::io("switch on forwarding in the router"))?;
+    netns::batch(&layout.lan, &layout.lan_batch())?;
+    netns::batch(&layout.router, &layout.router_batch())?;
+    netns::run_in(&layout.router, forward)?.map_err(LabError::io("switch on forwarding in the router"))?;
     let ports: String = layout.nodes.iter().map(|node| layout.port_batch(node)).collect();
-    netns::batch(&layout.lan, &ports).ok()?;
+    netns::batch(&layout.lan, &ports)?;
     for node in &layout.nodes {
-        netns::batch(&node.netns, &layout.node_batch(node)).ok()?;
+        netns::batch(&node.netns, &layout.node_batch(node))?;
     }
     if inner.spec.etcd_members > 0 {
         lab.etcd().start()?;

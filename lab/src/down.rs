@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use weft_kernel::netns::NetNs;
 
 use crate::record::{self, Home};
 use crate::wait::{TimedOut, wait_for};
@@ -65,9 +66,9 @@ pub(crate) fn tear_down(home: &Home) -> Result<(), LabError> {
     if let Err(timed_out) = kill_all(&record.namespaces) {
         left.push(timed_out.to_string());
     }
-    for name in record.namespaces.iter().filter(|name| netns::path(name).exists()) {
-        if let Err(error) = netns::delete(name).ok() {
-            left.push(error.chain());
+    for name in record.namespaces.iter() {
+        if let Err(error) = NetNs::delete(name) {
+            left.push(LabError::from(error).chain());
         }
     }
     if !left.is_empty() {

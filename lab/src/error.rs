@@ -86,6 +86,9 @@ pub enum LabError {
         #[source]
         source: io::Error,
     },
+    /// A namespace could not be made, entered or removed.
+    #[error(transparent)]
+    Namespace(#[from] weft_kernel::netns::NetNsError),
     /// The lab's record on disk cannot be read.
     #[error("cannot understand {path}; remove its directory by hand if the lab is gone")]
     Record {

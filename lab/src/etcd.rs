@@ -1,6 +1,6 @@
 //! The lab's etcd: real members in namespaces of their own, driven by `etcdctl`.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::lab::Inner;
 use crate::layout::{Node, Role};
 use crate::process::Output;
 use crate::wait::wait_for;
-use crate::{Host, LabError, http, netns};
+use crate::{Host, LabError, http};
 
 /// How long a member may take to serve: an election, on a starved machine with a slow disk.
 const READY: Duration = Duration::from_secs(60);
 /// How long a member may take to leave after SIGTERM.
 const LEAVE: Duration = Duration::from_secs(20);
-/// How long one question about its health may take.
+/// How long one answer about its health may take.
 const LOOK: Duration = Duration::from_secs(2);
 const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
@@ -42,10 +42,17 @@ impl Etcd {
         self.nodes().map(|node| Host::new(self.lab.clone(), node.clone())).collect()
     }
 
-    /// Runs `etcdctl` with these arguments where the first member is.
+    /// Runs `etcdctl` with these arguments where the first member is, against all members.
     pub fn ctl<S: AsRef<str>>(&self, args: &[S]) -> Result<Output, LabError> {
+        self.ctl_at(&self.endpoints(), args)
+    }
+
+    /// As [`Etcd::ctl`], against these endpoints.
+    pub fn ctl_at<S: AsRef<str>>(&self, endpoints: &str, args: &[S]) -> Result<Output, LabError> {
         let member = self.members().into_iter().next().ok_or_else(|| self.lab.without("etcd"))?;
-        let args: Vec<&str> = ["etcdctl"].into_iter().chain(args.iter().map(AsRef::as_ref)).collect();
+        let endpoints = format!("--endpoints={endpoints}");
+        let program = ["etcdctl", &endpoints];
+        let args: Vec<&str> = program.into_iter().chain(args.iter().map(AsRef::as_ref)).collect();
         Ok(member.run_args(&args))
     }
 
@@ -177,16 +184,16 @@ impl Etcd {
     }
 
     fn wait_until_healthy(&self, node: &Node) -> Result<(), LabError> {
-        let address = SocketAddr::new(node.v4.into(), CLIENT_PORT);
+        let member = Host::new(self.lab.clone(), node.clone());
         let ask = || {
-            let stream = netns::run_in(&node.netns, || TcpStream::connect_timeout(&address, LOOK))??;
-            stream.set_read_timeout(Some(LOOK))?;
-            http::get(stream, "/health")
+            let stream = member.tcp_connect(SocketAddr::new(node.v4.into(), CLIENT_PORT))?;
+            let health = stream.set_read_timeout(Some(LOOK)).and_then(|()| http::get(stream, "/health"));
+            health.map_err(LabError::io("ask for its health"))
         };
         wait_for(READY, || match ask() {
             Ok(answer) if answer.status == 200 && answer.body.contains("true") => Ok(()),
             Ok(answer) => Err(format!("{} {}", answer.status, answer.body.trim())),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.chain()),
         })
         .map_err(|timed_out| LabError::Late {
             what: format!("{} does not serve", node.name),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use weft_kernel::netns::NetNs;
 
 use crate::http::{self, Response};
 use crate::lab::{Inner, READY};
@@ -195,7 +196,7 @@ impl Host {
     pub fn die(&self) -> Result<(), LabError> {
         let name = self.name().to_owned();
         // First the cable: not one packet more, as with a real power cut.
-        netns::batch(&self.lab.layout.lan, &format!("link del {name}\n")).ok()?;
+        netns::batch(&self.lab.layout.lan, &format!("link del {name}\n"))?;
         let pods = self.lab.home.update(|record| {
             record.off.insert(name.clone());
             record.daemons.remove(&name);
@@ -206,9 +207,7 @@ impl Host {
         let mut namespaces: Vec<String> = pods.into_iter().map(|pod| pod.netns).collect();
         namespaces.push(self.node.netns.clone());
         self.lab.kill_inhabitants(&namespaces)?;
-        for namespace in namespaces.iter().filter(|name| netns::path(name).exists()) {
-            netns::delete(namespace).ok()?;
-        }
+        namespaces.iter().try_for_each(|name| NetNs::delete(name))?;
         match std::fs::remove_dir_all(self.run_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(LabError::io(format!("empty {}", self.run_dir().display()))(error))
@@ -244,7 +243,6 @@ fn environment(lab: &Inner, node: &Node) -> Vec<(String, OsString)> {
     if spec.etcd_members > 0 {
         env.push(("WEFT_ETCD_ENDPOINTS".into(), crate::etcd::endpoints(lab).into()));
         env.push(("WEFT_ETCD_PREFIX".into(), spec.etcd_prefix.clone().into()));
-        env.push(("ETCDCTL_ENDPOINTS".into(), crate::etcd::endpoints(lab).into()));
     }
     if let Some(dir) = spec.weft.as_ref().and_then(|weft| weft.parent()) {
         let mut path = dir.as_os_str().to_owned();

@@ -177,7 +177,9 @@ impl Lab {
         let _ = std::fs::create_dir_all(&kept);
         for (name, log) in self.inner.logs() {
             eprintln!("---- {} {name}: the last lines", self.name());
-            eprintln!("{}", tail(&log, TAIL));
+            // etcd is talkative, and seldom the one to blame.
+            let etcd = self.inner.layout.node(&name).is_some_and(|node| node.role == Role::Etcd);
+            eprintln!("{}", tail(&log, if etcd { TAIL / 8 } else { TAIL }));
             let _ = std::fs::copy(&log, kept.join(format!("{name}.log")));
         }
         eprintln!("---- the whole logs of {} are in {}", self.name(), kept.display());
@@ -230,9 +232,9 @@ impl Inner {
         std::fs::create_dir_all(self.node_dir(name)).map_err(io)?;
         let log = OpenOptions::new().append(true).create(true).open(self.log_path(name)).map_err(io)?;
         let node = self.layout.node(name).ok_or_else(|| self.without("such node"))?;
-        let mut command = std::process::Command::new("ip");
-        command.args(["netns", "exec", &node.netns]).args(args);
-        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(io)?).stderr(log);
+        let (program, args) = args.split_first().expect("a program and its arguments");
+        let mut command = netns::command(&node.netns, program)?;
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone().map_err(io)?).stderr(log);
         // A group of its own: the terminal's Ctrl-C is for the one who typed `weft up`.
         let child = command.process_group(0).spawn().map_err(io)?;
         let pid = i32::try_from(child.id()).expect("Linux pids fit 22 bits");
@@ -282,9 +284,9 @@ impl Inner {
 
     /// Makes a node's namespace, link and addresses.
     pub(crate) fn plug_in(&self, node: &Node) -> Result<(), LabError> {
-        netns::add(&node.netns).ok()?;
-        netns::batch(&self.layout.lan, &self.layout.port_batch(node)).ok()?;
-        netns::batch(&node.netns, &self.layout.node_batch(node)).ok().map(drop)
+        netns::add(&node.netns)?;
+        netns::batch(&self.layout.lan, &self.layout.port_batch(node))?;
+        netns::batch(&node.netns, &self.layout.node_batch(node))
     }
 
     /// The last lines of a node's log, for an error.

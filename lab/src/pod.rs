@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::ops::Deref;
 
 use serde_json::{Value, json};
+use weft_kernel::netns::NetNs;
 
 use crate::layout::pod_netns;
 use crate::process::{Output, run};
@@ -43,8 +44,7 @@ impl Host {
             lab.namespaces.push(record.netns.clone());
             lab.pods.push(record.clone());
         })?;
-        netns::add(&record.netns).ok()?;
-        netns::batch(&record.netns, "link set lo up\n").ok()?;
+        netns::add(&record.netns)?;
         let attached = self.cni("ADD", &record).and_then(|answer| addresses(&answer));
         match attached {
             Ok(addresses) => {
@@ -81,8 +81,7 @@ impl Host {
     pub fn namespace(&self, name: &str) -> Result<Place, LabError> {
         let netns = pod_netns(&self.node, name)?;
         self.lab.home.update(|lab| lab.namespaces.push(netns.clone()))?;
-        netns::add(&netns).ok()?;
-        netns::batch(&netns, "link set lo up\n").ok()?;
+        netns::add(&netns)?;
         Ok(Place::new(self.lab.clone(), format!("{}/{name}", self.name()), netns, vec![]))
     }
 
@@ -98,7 +97,7 @@ impl Host {
             "stateDir": self.state_dir(),
             "subnetFile": self.subnet_file(),
         });
-        let mut command = self.command([weft.display().to_string().as_str(), "cni"]);
+        let mut command = self.command(&[weft.display().to_string().as_str(), "cni"])?;
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &pod.netns)
@@ -111,9 +110,7 @@ impl Host {
 
     fn forget(&self, pod: &PodRecord) -> Result<(), LabError> {
         self.lab.kill_inhabitants(std::slice::from_ref(&pod.netns))?;
-        if netns::path(&pod.netns).exists() {
-            netns::delete(&pod.netns).ok()?;
-        }
+        NetNs::delete(&pod.netns)?;
         self.lab.home.update(|lab| {
             lab.pods.retain(|known| known.netns != pod.netns);
             lab.namespaces.retain(|known| *known != pod.netns);

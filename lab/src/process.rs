@@ -61,6 +61,11 @@ pub struct Output {
 }
 
 impl Output {
+    pub(crate) fn not_started(command: String, why: &LabError) -> Self {
+        let exit = Exit::NotStarted(why.chain());
+        Self { command, stdout: String::new(), stderr: String::new(), exit }
+    }
+
     /// It exited with 0.
     pub fn success(&self) -> bool {
         self.exit == Exit::Code(0)
@@ -191,12 +196,7 @@ impl Drop for Running {
 pub(crate) fn run(command: Command, shown: String, stdin: &[u8], limit: Duration) -> Output {
     match Running::start(command, shown.clone(), stdin) {
         Ok(running) => running.wait(limit),
-        Err(error) => Output {
-            command: shown,
-            stdout: String::new(),
-            stderr: String::new(),
-            exit: Exit::NotStarted(error.chain()),
-        },
+        Err(error) => Output::not_started(shown, &error),
     }
 }
 

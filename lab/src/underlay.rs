@@ -2,7 +2,6 @@
 
 use crate::faults::{CutFrom, Faults};
 use crate::layout::Node;
-use crate::process::run;
 use crate::{Host, Lab, LabError, netns};
 
 /// What veths offload, in the words of `ethtool -K`. With `tso` off alone a veth still passes
@@ -19,8 +18,6 @@ const SEGMENTATION: [&str; 6] = [
 const BURST: &str = "640kb";
 /// How long a packet may wait in a shaper.
 const LATENCY: &str = "20ms";
-/// How long one `tc` or `ethtool` may take on a starved machine.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What the veths of a lab do for their hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +82,7 @@ impl Lab {
     /// ICMP "fragmentation needed" or "packet too big". `None` takes the limit away.
     pub fn set_router_mtu(&self, mtu: Option<u32>) -> Result<(), LabError> {
         let layout = &self.inner().layout;
-        netns::batch(&layout.router, &layout.router_mtu_batch(mtu)).ok().map(drop)
+        netns::batch(&layout.router, &layout.router_mtu_batch(mtu))
     }
 
     /// Sets the offloads of every veth of the lab, pods' ends included, and says what was set:
@@ -96,7 +93,7 @@ impl Lab {
             for link in veths(namespace)? {
                 let mut args = vec!["-K", link.as_str()];
                 args.extend(offloads.arguments());
-                in_namespace(namespace, "ethtool", &args)?;
+                netns::exec(namespace, "ethtool", &args, "").ok()?;
                 set.push(format!("{namespace}/{link}: {}", offloads.arguments().join(" ")));
             }
         }
@@ -119,10 +116,7 @@ impl Lab {
             change(&mut record.faults);
             record.faults.clone()
         })?;
-        let mut nft = std::process::Command::new("ip");
-        nft.args(["netns", "exec", &inner.layout.lan, "nft", "-f", "-"]);
-        let rules = faults.rules(&inner.layout);
-        run(nft, format!("nft -f - in {}", inner.layout.lan), rules.as_bytes(), LIMIT).ok().map(drop)
+        netns::exec(&inner.layout.lan, "nft", &["-f", "-"], &faults.rules(&inner.layout)).ok().map(drop)
     }
 
     fn known(&self, name: &str) -> Result<(), LabError> {
@@ -144,12 +138,12 @@ impl Host {
 
     /// Takes its cable out: the link is down, and the host sees that it has no carrier.
     pub fn unplug(&self) -> Result<(), LabError> {
-        netns::batch(&self.lab.layout.lan, &format!("link set {} down\n", self.name())).ok().map(drop)
+        netns::batch(&self.lab.layout.lan, &format!("link set {} down\n", self.name()))
     }
 
     /// Puts its cable back in.
     pub fn plug(&self) -> Result<(), LabError> {
-        netns::batch(&self.lab.layout.lan, &format!("link set {} up\n", self.name())).ok().map(drop)
+        netns::batch(&self.lab.layout.lan, &format!("link set {} up\n", self.name()))
     }
 
     /// Shapes its link to this rate, in each direction.
@@ -168,7 +162,7 @@ impl Host {
         for (namespace, link) in ends(&self.lab.layout.lan, &self.node) {
             let mut args = vec!["qdisc", verb, "dev", link];
             args.extend(what);
-            in_namespace(namespace, "tc", &args)?;
+            netns::exec(namespace, "tc", &args, "").ok()?;
         }
         Ok(())
     }
@@ -176,7 +170,7 @@ impl Host {
     fn both_ends(&self, command: impl Fn(&str) -> String) -> Result<(), LabError> {
         ends(&self.lab.layout.lan, &self.node)
             .into_iter()
-            .try_for_each(|(namespace, link)| netns::batch(namespace, &command(link)).ok().map(drop))
+            .try_for_each(|(namespace, link)| netns::batch(namespace, &command(link)))
     }
 }
 
@@ -185,17 +179,11 @@ fn ends<'a>(lan: &'a str, node: &'a Node) -> [(&'a str, &'a str); 2] {
     [(&node.netns, "eth0"), (lan, &node.name)]
 }
 
-fn in_namespace(namespace: &str, program: &str, args: &[&str]) -> Result<String, LabError> {
-    let mut command = std::process::Command::new("ip");
-    command.args(["netns", "exec", namespace, program]).args(args);
-    run(command, format!("{program} {} in {namespace}", args.join(" ")), b"", LIMIT).ok()
-}
-
 fn veths(namespace: &str) -> Result<Vec<String>, LabError> {
     if !netns::path(namespace).exists() {
         return Ok(vec![]); // a host that is powered off
     }
-    let links = netns::ip(&["-n", namespace, "-j", "link", "show", "type", "veth"]).json()?;
+    let links = netns::exec(namespace, "ip", &["-j", "link", "show", "type", "veth"], "").json()?;
     let links = links.as_array().map(Vec::as_slice).unwrap_or_default();
     Ok(links.iter().filter_map(|link| Some(link["ifname"].as_str()?.to_owned())).collect())
 }

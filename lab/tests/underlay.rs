@@ -153,12 +153,12 @@ fn shaping_gives_about_the_rate() -> Result<(), LabError> {
     let lab = lab("shape").up()?;
     let (ash, birch) = (lab.host("ash"), lab.host("birch"));
     within(SOON, || ash.reaches(&birch));
-    lab.shape(200)?;
-    let shaped = ash.sends(&birch, 40 << 20)?.gbit_per_second();
+    lab.shape(100)?;
+    let shaped = ash.sends(&birch, 16 << 20)?.gbit_per_second();
     // The shaper's burst and a starved machine pull in different directions.
-    assert!((0.05..0.30).contains(&shaped), "{shaped} Gbit/s where 0.2 was asked");
+    assert!((0.03..0.15).contains(&shaped), "{shaped} Gbit/s where 0.1 was asked");
     lab.unshape()?;
-    let free = ash.sends(&birch, 40 << 20)?.gbit_per_second();
+    let free = ash.sends(&birch, 16 << 20)?.gbit_per_second();
     assert!(free > shaped, "{free} Gbit/s unshaped, {shaped} shaped");
     lab.down()
 }

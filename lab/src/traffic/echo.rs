@@ -59,8 +59,7 @@ pub(super) fn open(from: &Place, to: IpAddr) -> Result<Icmp, LabError> {
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
     };
     let socket = from
-        .within(|| Socket::new(domain, Type::RAW, Some(protocol)))
-        .and_then(|socket| socket)
+        .within(|| Socket::new(domain, Type::RAW, Some(protocol)))?
         .map_err(LabError::io(format!("open an ICMP socket in {}", from.name())))?;
     // The process id's low bits keep two test processes in one namespace apart.
     let [.., high, low] = std::process::id().to_be_bytes();

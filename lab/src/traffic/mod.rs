@@ -126,9 +126,7 @@ impl Place {
     /// A TCP connection that begins here.
     pub fn tcp_connect(&self, to: SocketAddr) -> Result<TcpStream, LabError> {
         let what = format!("connect from {} to {to}", self.name());
-        self.within(|| TcpStream::connect_timeout(&to, CONNECT))
-            .and_then(|stream| stream)
-            .map_err(LabError::io(what))
+        self.within(|| TcpStream::connect_timeout(&to, CONNECT))?.map_err(LabError::io(what))
     }
 
     /// A UDP socket here that only talks with `to`.
@@ -139,6 +137,6 @@ impl Place {
             socket.connect(to).map(|()| socket)
         };
         let what = format!("open a UDP socket from {} to {to}", self.name());
-        self.within(open).and_then(|socket| socket).map_err(LabError::io(what))
+        self.within(open)?.map_err(LabError::io(what))
     }
 }

@@ -122,8 +122,5 @@ fn everywhere() -> SocketAddr {
 }
 
 fn opened<T: Send>(place: &Place, open: impl FnOnce() -> io::Result<T> + Send) -> Result<T, LabError> {
-    place
-        .within(open)
-        .and_then(|socket| socket)
-        .map_err(LabError::io(format!("open a socket in {}", place.name())))
+    place.within(open)?.map_err(LabError::io(format!("open a socket in {}", place.name())))
 }
