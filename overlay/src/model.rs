@@ -56,7 +56,51 @@ pub struct Subnet {
     pub v6: Option<Ipv6Network>,
 }
 
+/// An IP version: of the packets that pods send (inner), or of those between hosts (outer).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, IPv4 first.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The one it is not.
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 impl Subnet {
+    /// Its network of one family.
+    pub fn of(&self, family: Family) -> Option<IpNetwork> {
+        match family {
+            Family::V4 => self.v4.map(IpNetwork::V4),
+            Family::V6 => self.v6.map(IpNetwork::V6),
+        }
+    }
+
     /// Its networks, IPv4 first.
     pub fn networks(&self) -> impl Iterator<Item = IpNetwork> + use<> {
         let (v4, v6) = (self.v4.map(IpNetwork::V4), self.v6.map(IpNetwork::V6));
@@ -89,11 +133,12 @@ pub struct Transports {
     pub vxlan: Option<VxlanEnd>,
     /// By raw IP in UDP, at this port.
     pub udp: Option<u16>,
-    /// By a plain route, if the hosts share a segment.
+    /// By a plain route, if the hosts share a segment: its backend is host-gw, or vxlan with
+    /// DirectRouting.
     pub direct: bool,
 }
 
-/// A remote VXLAN tunnel end point.
+/// A VXLAN tunnel end point, ours or another host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanEnd {
     /// Network identifier; two ends talk only if it is equal.
@@ -104,6 +149,16 @@ pub struct VxlanEnd {
     pub mac_v4: Option<Mac>,
     /// Inner Ethernet address of the end whose outer family is IPv6.
     pub mac_v6: Option<Mac>,
+}
+
+impl VxlanEnd {
+    /// Inner Ethernet address of the end with this outer family.
+    pub fn mac(&self, outer: Family) -> Option<Mac> {
+        match outer {
+            Family::V4 => self.mac_v4,
+            Family::V6 => self.mac_v6,
+        }
+    }
 }
 
 /// Another host, as its lease describes it. A lease in our own name is never here.
@@ -180,7 +235,25 @@ pub struct Model {
     pub blackhole: bool,
 }
 
+impl Me {
+    /// The address of one family that other hosts reach us at.
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.public_v4.map(IpAddr::V4),
+            Family::V6 => self.public_v6.map(IpAddr::V6),
+        }
+    }
+}
+
 impl Peer {
+    /// Its public address of one family.
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.public_v4.map(IpAddr::V4),
+            Family::V6 => self.public_v6.map(IpAddr::V6),
+        }
+    }
+
     /// Its public addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let (v4, v6) = (self.public_v4.map(IpAddr::V4), self.public_v6.map(IpAddr::V6));
