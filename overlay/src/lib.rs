@@ -3,16 +3,24 @@
 //! Data flows one way: `watch` (etcd, the kernel's events) -> [`model`] -> `plan` (pure) -> `apply`.
 
 pub mod attach;
+pub mod backend;
+pub mod believe;
 pub mod cache;
 pub mod cni;
 pub mod config;
+pub mod diff;
 pub mod docker_opts;
 mod go_json;
 pub mod identity;
 pub mod key;
 pub mod lease_attrs;
 pub mod model;
+pub mod mtu;
 pub mod options;
+pub mod plan;
 pub mod probe;
 pub mod registry;
 pub mod subnet_file;
+
+#[cfg(test)]
+mod fixtures;
