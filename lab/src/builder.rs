@@ -130,8 +130,8 @@ impl Builder {
     pub fn up(self) -> Result<Lab, LabError> {
         let layout = Layout::of(&self.spec)?;
         let home = Home::of(&self.labs, &self.spec.name);
-        let owner = if self.stays { None } else { ProcessId::own() };
-        let record = Record::new(self.spec.clone(), owner, layout.namespaces());
+        // Ours while it is raised, even if it is to stay: if we die half-way, it is an orphan.
+        let record = Record::new(self.spec.clone(), ProcessId::own(), layout.namespaces());
         if !home.claim(&record)? {
             if !home.existing()?.is_orphaned() {
                 return Err(LabError::Exists { name: self.spec.name });
@@ -141,7 +141,7 @@ impl Builder {
         }
         let lab = Lab::over(Inner::new(home, self.spec, layout), true);
         raise(&lab, self.daemons)?;
-        Ok(if self.stays { lab.left_standing() } else { lab })
+        if self.stays { lab.left_standing() } else { Ok(lab) }
     }
 }
 

@@ -48,6 +48,14 @@ pub enum LabError {
         /// Its hosts.
         known: Vec<String>,
     },
+    /// No such pod on this host.
+    #[error("no pod `{pod}` on {host}")]
+    NoSuchPod {
+        /// The host.
+        host: String,
+        /// The pod asked for.
+        pod: String,
+    },
     /// Something that this lab was made without.
     #[error("lab `{lab}` has no {what}")]
     Without {

@@ -128,6 +128,23 @@ impl Lab {
         self.host_of(node.expect("every layout has one"))
     }
 
+    /// A place by what a person calls it: a host, `host/pod`, an etcd member, `router`, `outside`
+    /// or `lan`.
+    pub fn place(&self, name: &str) -> Result<Place, LabError> {
+        if let Some((host, pod)) = name.split_once('/') {
+            let found = self.find_host(host)?.find_pod(pod)?;
+            return found
+                .map(|pod| (*pod).clone())
+                .ok_or_else(|| LabError::NoSuchPod { host: host.to_owned(), pod: pod.to_owned() });
+        }
+        match (name, self.inner.layout.node(name)) {
+            ("router", _) => Ok(self.router()),
+            ("lan", _) => Ok(self.lan()),
+            (_, Some(node)) => Ok((*self.host_of(node)).clone()),
+            (_, None) => Ok((*self.find_host(name)?).clone()),
+        }
+    }
+
     /// The namespace that joins the segments.
     pub fn router(&self) -> Place {
         Place::new(self.inner.clone(), "router", self.inner.layout.router.clone(), vec![])
@@ -149,10 +166,11 @@ impl Lab {
         record.pods.iter().map(|pod| Ok(Pod::over(self.find_host(&pod.host)?, pod))).collect()
     }
 
-    /// Lets it stand when this handle is dropped.
-    pub fn left_standing(mut self) -> Self {
+    /// Lets it stand when this handle is dropped and this process ends.
+    pub fn left_standing(mut self) -> Result<Self, LabError> {
+        self.inner.home.update(|record| record.owner = None)?;
         self.ends_on_drop = false;
-        self
+        Ok(self)
     }
 
     /// Takes it down and says what could not be removed. Dropping does the same in silence.
