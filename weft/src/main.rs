@@ -1,3 +1,9 @@
 //! The `weft` binary: command line, configuration and wiring. No logic.
 
-fn main() {}
+use std::process::ExitCode;
+
+use weft_daemon::Env;
+
+fn main() -> ExitCode {
+    weft::cli::main(std::env::args_os().collect(), &Env::of_process())
+}

@@ -1,0 +1,101 @@
+//! The command line: which command, with which arguments; and how it ends.
+//!
+//! Each command is a file: `Args` is what it takes, `run` does it. Exit codes: 0 well, 1 failed, 2 wrong
+//! usage.
+
+pub mod cni;
+pub mod docker_opts;
+pub mod error;
+pub mod flags;
+pub mod output;
+pub mod overlay;
+mod values;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use weft_daemon::Env;
+
+use error::CliError;
+use flags::{Flags, Sources};
+
+/// The version, and the commit it was built from if that was known.
+pub const VERSION: &str = env!("WEFT_VERSION");
+
+/// A flat pod network for containers on your own Linux machines
+#[derive(Parser)]
+#[command(name = "weft", version = VERSION, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands; each one's `Args` say what it is for, here and in the help.
+#[derive(Subcommand)]
+#[allow(missing_docs)]
+pub enum Command {
+    Cni(cni::Args),
+    DockerOpts(docker_opts::Args),
+}
+
+/// The whole program: parses, runs, says what went wrong.
+pub fn main(args: Vec<OsString>, env: &Env) -> ExitCode {
+    run(args, env).unwrap_or_else(|error| {
+        error.print();
+        error.exit_code()
+    })
+}
+
+fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
+    if is_cni(&args) {
+        return cni::run(env);
+    }
+    let (args, sources) = prepared(args, env);
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // Help or version, asked for or for want of a command: clap knows where the terminal is. A reader
+        // that has gone is no failure.
+        Err(error) if is_help(error.kind()) => {
+            let _ = error.print();
+            let code = if error.use_stderr() { error::USAGE } else { error::OK };
+            return Ok(ExitCode::from(code));
+        }
+        Err(error) => return Err(CliError::of_clap(&error, &sources)),
+    };
+    match cli.command {
+        Command::Cni(cni::Args {}) => cni::run(env),
+        Command::DockerOpts(args) => docker_opts::run(args),
+    }
+}
+
+fn is_help(kind: ErrorKind) -> bool {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    matches!(kind, DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion)
+}
+
+/// A container runtime calls plugins by their file's name, and without arguments.
+fn is_cni(args: &[OsString]) -> bool {
+    args.first().and_then(|program| Path::new(program).file_name()).is_some_and(|name| name == "weft-cni")
+}
+
+/// The arguments in clap's form, and which of them the environment gave. Only the daemons take Go's
+/// syntax and the environment; for the other commands a person is at the keyboard.
+fn prepared(mut args: Vec<OsString>, env: &Env) -> (Vec<OsString>, Sources) {
+    if args.get(1).is_none_or(|command| command != "overlay") {
+        return (args, Sources::default());
+    }
+    let flags = Flags::of(&overlay::command(), overlay::flannel_has);
+    let given = flags.normalised(&args.split_off(2));
+    let (added, sources) = flags.from_env(&given, env);
+    // In front, so that a `--` among the given does not hide them.
+    args.extend(added);
+    args.extend(given);
+    (args, sources)
+}
+
+#[cfg(test)]
+mod tests;
