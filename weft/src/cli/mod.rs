@@ -5,10 +5,14 @@
 
 pub mod cni;
 pub mod docker_opts;
+pub mod down;
 pub mod error;
+pub mod exec;
 pub mod flags;
 pub mod output;
 pub mod overlay;
+pub mod ps;
+pub mod up;
 mod values;
 
 use std::ffi::OsString;
@@ -38,8 +42,20 @@ pub struct Cli {
 #[derive(Subcommand)]
 #[allow(missing_docs)]
 pub enum Command {
-    Cni(cni::Args),
+    Up(up::Args),
+    Ps(ps::Args),
+    Exec(exec::Args),
+    Down(down::Args),
     DockerOpts(docker_opts::Args),
+    Cni(cni::Args),
+}
+
+/// Which cluster on this machine.
+#[derive(Debug, clap::Args)]
+pub struct LabArgs {
+    /// The cluster's name
+    #[arg(long, value_name = "LAB", default_value = "lab")]
+    name: String,
 }
 
 /// The whole program: parses, runs, says what went wrong.
@@ -67,8 +83,12 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Err(error) => return Err(CliError::of_clap(&error, &sources)),
     };
     match cli.command {
-        Command::Cni(cni::Args {}) => cni::run(env),
+        Command::Up(args) => up::run(args),
+        Command::Ps(args) => ps::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Down(args) => down::run(args),
         Command::DockerOpts(args) => docker_opts::run(args),
+        Command::Cni(cni::Args {}) => cni::run(env),
     }
 }
 
