@@ -79,8 +79,8 @@ impl Health {
         self.set(name, State::NotReady, reason);
     }
 
-    /// Says how a condition stands. A change of state is logged, once; so is a new reason, for those
-    /// who debug.
+    /// Says how a condition stands. A change is logged, once: so a reason is a sentence that stays the
+    /// same while the matter does, and numbers that move go to the metrics.
     pub fn set(&self, name: &str, state: State, reason: impl Into<String>) {
         let reason = one_line(&reason.into());
         self.conditions.send_if_modified(|all| {
@@ -90,7 +90,7 @@ impl Health {
             }
             let since = match before {
                 Some(before) if before.state == state => {
-                    tracing::debug!(condition = name, reason, "the reason changed");
+                    tracing::info!(condition = name, reason, "the reason changed");
                     before.since
                 }
                 _ => {

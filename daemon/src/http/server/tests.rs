@@ -78,21 +78,22 @@ async fn a_body_may_have_so_many_bytes_and_no_more() {
 #[tokio::test]
 async fn who_sends_slowly_is_cut_off() {
     let home = Home::new();
-    let limits = Limits { read: Duration::from_millis(50), ..Limits::default() };
+    let limits = Limits { read: Duration::from_millis(50), connections: 1, ..Limits::default() };
     let _server = home.serve(echo(), limits).await;
-    // Half a header, and half a body.
-    for (sent, heard) in [
-        ("GET /peers HT", ""),
-        ("POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", "HTTP/1.1 408 "),
+    for (case, sent, heard) in [
+        ("nothing", "", ""),
+        ("half a header", "GET /peers HT", ""),
+        ("half a body", "POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", "HTTP/1.1 408 "),
+        ("a request, and then nothing", "GET /peers HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200 "),
     ] {
         let mut stream = UnixStream::connect(home.socket()).await.unwrap();
         stream.write_all(sent.as_bytes()).await.unwrap();
         let mut answer = String::new();
         tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer))
             .await
-            .expect("the server hangs up")
+            .unwrap_or_else(|_| panic!("{case}: the server does not hang up"))
             .unwrap();
-        assert!(answer.starts_with(heard), "{answer}");
+        assert!(answer.starts_with(heard), "{case}: {answer}");
     }
 }
 
