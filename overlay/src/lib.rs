@@ -20,6 +20,7 @@ pub mod options;
 pub mod plan;
 pub mod probe;
 pub mod registry;
+pub mod settings;
 pub mod subnet_file;
 
 #[cfg(test)]

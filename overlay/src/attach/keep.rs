@@ -1,0 +1,156 @@
+//! Pods' wires as the daemon keeps them: healed where something is missing, taken down where the
+//! subnet is no longer ours. Pure.
+
+use std::collections::BTreeMap;
+
+use weft_kernel::net::{Change, LinkPatch, State};
+
+use super::records::Record;
+use super::site::Site;
+use super::wiring::{HostSide, host_side};
+
+/// What must change on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// The steps, in order.
+    pub changes: Vec<Change>,
+    /// Attachments whose addresses are in no subnet of ours: by record id, why.
+    pub stranded: BTreeMap<String, String>,
+}
+
+/// Compares what is recorded with what is there. A link that is gone takes its pod's end with it:
+/// only the runtime can make a new one, so it is not for us to heal. Without an offer (`site`), as
+/// while the host has no subnet, every attachment is taken down.
+pub fn keep(site: Option<&Site>, records: &[Record], observed: &State) -> Keeping {
+    let mut keeping = Keeping::default();
+    for record in records {
+        let ours = |addr: &std::net::IpAddr| {
+            site.is_some_and(|site| site.subnets.iter().any(|subnet| subnet.contains(*addr)))
+        };
+        if let Some(stray) = record.addresses.iter().find(|addr| !ours(addr)) {
+            let why = format!("pod {} has {stray}, which is in no subnet of this host", record.id);
+            keeping.stranded.insert(record.id.clone(), why);
+            take_down(record, observed, &mut keeping.changes);
+        } else if let Some(Ok(side)) = site.map(|site| host_side(site, record)) {
+            heal(&side, observed, &mut keeping.changes);
+        }
+    }
+    keeping
+}
+
+/// The link goes down, and its routes go by themselves: nothing reaches the pod and the pod reaches
+/// nothing, while the runtime still finds what it made.
+fn take_down(record: &Record, observed: &State, changes: &mut Vec<Change>) {
+    let Ok(name) = record.link.parse() else { return };
+    if observed.links.get(&name).is_some_and(|link| link.up) {
+        changes.push(Change::SetLink(name, LinkPatch { up: Some(false), ..LinkPatch::default() }));
+    }
+}
+
+fn heal(side: &HostSide, observed: &State, changes: &mut Vec<Change>) {
+    let wanted = &side.link;
+    let Some(there) = observed.links.get(&wanted.name) else { return };
+    let patch = LinkPatch {
+        mac: None,
+        mtu: (there.mtu != wanted.mtu).then_some(wanted.mtu),
+        up: (!there.up).then_some(true),
+        alias: wanted.alias.clone().filter(|alias| there.alias.as_ref() != Some(alias)),
+        master: wanted.master.clone().filter(|master| there.master.as_ref() != Some(master)),
+    };
+    if patch != LinkPatch::default() {
+        changes.push(Change::SetLink(wanted.name.clone(), patch));
+    }
+    let missing = side.addresses.iter().filter(|address| !observed.addresses.contains(address));
+    changes.extend(missing.cloned().map(Change::AddAddress));
+    let same = |there: &weft_kernel::net::Route, wanted: &weft_kernel::net::Route| {
+        (there.kind, there.via, &there.link, there.protocol)
+            == (wanted.kind, wanted.via, &wanted.link, wanted.protocol)
+    };
+    let missing = side
+        .routes
+        .iter()
+        .filter(|route| !observed.routes.get(&route.key).is_some_and(|there| same(there, route)));
+    changes.extend(missing.cloned().map(Change::ReplaceRoute));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::site::Mode;
+    use super::super::wiring::host_link;
+    use super::*;
+    use crate::believe;
+    use weft_kernel::net::Link;
+
+    fn site() -> Site {
+        Site {
+            network: "weft".into(),
+            subnets: vec!["10.42.7.0/24".parse().unwrap()],
+            ranges: vec![],
+            mtu: 1450,
+            mode: Mode::Routed,
+            bridge: None,
+        }
+    }
+
+    fn record(id: &str, addr: &str) -> Record {
+        Record {
+            id: id.into(),
+            ifname: "eth0".into(),
+            netns: "/run/netns/x".into(),
+            link: host_link(id, "eth0").unwrap().to_string(),
+            addresses: vec![addr.parse().unwrap()],
+        }
+    }
+
+    /// What the host holds when the pod was just attached.
+    fn wired(record: &Record) -> State {
+        let side = host_side(&site(), record).unwrap();
+        let mut state = State::default();
+        state.links.insert(side.link.name.clone(), side.link);
+        state.addresses.extend(side.addresses);
+        state.routes.extend(side.routes.into_iter().map(|route| (route.key.clone(), route)));
+        state
+    }
+
+    #[test]
+    fn a_wire_that_is_whole_needs_nothing() {
+        let pod = record("a", "10.42.7.9");
+        assert_eq!(keep(Some(&site()), std::slice::from_ref(&pod), &wired(&pod)), Keeping::default());
+    }
+
+    #[test]
+    fn what_is_missing_is_made_again() {
+        let pod = record("a", "10.42.7.9");
+        let mut state = wired(&pod);
+        for link in state.links.values_mut() {
+            (link.up, link.mtu) = (false, 1500);
+        }
+        state.addresses.clear();
+        state.routes.clear();
+        let keeping = keep(Some(&site()), std::slice::from_ref(&pod), &state);
+        for change in &keeping.changes {
+            believe::apply(&mut state, change);
+        }
+        assert_eq!(state, wired(&pod));
+        assert_eq!(keep(Some(&site()), &[pod], &state), Keeping::default());
+    }
+
+    #[test]
+    fn a_pod_whose_link_is_gone_is_the_runtimes_affair() {
+        assert_eq!(keep(Some(&site()), &[record("a", "10.42.7.9")], &State::default()), Keeping::default());
+    }
+
+    #[test]
+    fn pods_of_a_lost_subnet_are_taken_down_and_named() {
+        let (stays, goes) = (record("a", "10.42.7.9"), record("b", "10.42.3.9"));
+        let mut state = wired(&stays);
+        let link = Link { ..state.links.values().next().unwrap().clone() };
+        let name: weft_kernel::net::LinkName = goes.link.parse().unwrap();
+        state.links.insert(name.clone(), Link { name: name.clone(), ..link });
+        let keeping = keep(Some(&site()), &[stays.clone(), goes.clone()], &state);
+        let down = LinkPatch { up: Some(false), ..LinkPatch::default() };
+        assert_eq!(keeping.changes, [Change::SetLink(name, down)]);
+        assert_eq!(keeping.stranded.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(keep(None, &[stays, goes], &state).changes.len(), 2, "no subnet at all");
+    }
+}
