@@ -12,8 +12,8 @@ pub use events::Events;
 pub use names::{BadLinkName, BadMac, BadVni, LinkName, Mac, Vni};
 pub use rtnetlink::{LinkStats, Rtnetlink};
 pub use state::{
-    Address, Change, Event, FdbEntry, Link, LinkKind, LinkPatch, Neighbour, Route, RouteKey, RouteKind,
-    State, Vxlan,
+    Address, Change, Event, FdbEntry, Link, LinkKind, LinkPatch, Neighbour, Passing, Route, RouteKey,
+    RouteKind, State, Vxlan,
 };
 
 use std::future::Future;

@@ -15,6 +15,9 @@ pub struct State {
     pub links: BTreeMap<LinkName, Link>,
     /// Addresses on links.
     pub addresses: BTreeSet<Address>,
+    /// Of the addresses that are not simply permanent, what they are. Observed only, and not followed
+    /// by events.
+    pub passing: BTreeMap<Address, Passing>,
     /// Unicast, blackhole and unreachable routes of every table. Not modelled, and so left out: routes
     /// with several next hops, a type of service, a source prefix or an encapsulation, and IPv6's own
     /// link-local and multicast routes.
@@ -22,6 +25,9 @@ pub struct State {
     /// Keys under which the kernel holds more than one route (IPv6 allows it, and IPv4 with
     /// `ip route append`). `routes` has the one the kernel lists first. Empty in a desired state.
     pub twins: BTreeSet<RouteKey>,
+    /// Keys under which stands a route that is not modelled, such as one with several next hops.
+    /// Replacing what these keys stand for would take it away. Observed only.
+    pub opaque: BTreeSet<RouteKey>,
     /// Neighbours, permanent ones and learned ones that are usable (REACHABLE, STALE, DELAY, PROBE).
     pub neighbours: BTreeMap<(LinkName, IpAddr), Neighbour>,
     /// `self` entries of VXLAN links' forwarding databases (the all-zero default ones included).
@@ -92,6 +98,17 @@ pub struct Address {
     pub link: LinkName,
     /// Address and prefix length: the host part is kept (10.42.7.1/24 is not 10.42.7.0/24).
     pub network: IpNetwork,
+}
+
+/// What an address is that does not simply stay (IFA_F_*, include/uapi/linux/if_addr.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passing {
+    /// It has a lifetime: by DHCP or a router advertisement (no IFA_F_PERMANENT).
+    pub dynamic: bool,
+    /// An IPv6 privacy address, soon to be another (IFA_F_TEMPORARY with IPv6).
+    pub temporary: bool,
+    /// Not to be used for anything new (IFA_F_DEPRECATED).
+    pub deprecated: bool,
 }
 
 /// What the kernel tells two routes apart by.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -17,7 +17,8 @@ use netlink_packet_route::route::{
 };
 
 use crate::net::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, Route, RouteKey, RouteKind, Vni, Vxlan,
+    Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, Passing, Route, RouteKey, RouteKind, Vni,
+    Vxlan,
 };
 
 /// Link names by the kernel's numbers.
@@ -159,6 +160,23 @@ pub(super) fn address(message: &AddressMessage, names: &Names) -> Option<Address
     // With a peer, IFA_ADDRESS is the peer's (rtnetlink(7)).
     let network = IpNetwork::new(local.or(far)?, message.header.prefix_len).ok()?;
     Some(Address { link: names.get(&message.header.index)?.clone(), network })
+}
+
+/// What is not simply permanent about an address.
+pub(super) fn passing(message: &AddressMessage) -> Option<Passing> {
+    // IFA_FLAGS has all 32 bits, the header the lower 8, where all of ours are.
+    let wide = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(flags.bits()),
+        _ => None,
+    });
+    let flags = AddressFlags::from_bits_retain(wide.unwrap_or(message.header.flags.bits().into()));
+    let passing = Passing {
+        dynamic: !flags.contains(AddressFlags::Permanent),
+        // The same bit says "secondary" for IPv4.
+        temporary: message.header.family == AddressFamily::Inet6 && flags.contains(AddressFlags::Secondary),
+        deprecated: flags.contains(AddressFlags::Deprecated),
+    };
+    (passing != Passing::default()).then_some(passing)
 }
 
 /// A route as [`crate::net::State`] sees it.

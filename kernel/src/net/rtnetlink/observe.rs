@@ -55,11 +55,16 @@ fn try_observe(socket: &mut Socket) -> Result<(State, bool), NetError> {
     state.links = links.into_iter().map(|link| (link.name().clone(), link.resolve(&names))).collect();
 
     let addresses = list(socket, "addresses", &encode::list_addresses(), |message| match message {
-        RouteNetlinkMessage::NewAddress(message) => Some(decode::address(&message, &names)),
+        RouteNetlinkMessage::NewAddress(message) => {
+            Some(decode::address(&message, &names).map(|address| (address, decode::passing(&message))))
+        }
         _ => None,
     })?;
     complete &= addresses.iter().all(Option::is_some);
-    state.addresses = addresses.into_iter().flatten().collect();
+    for (address, passing) in addresses.into_iter().flatten() {
+        state.passing.extend(passing.map(|passing| (address.clone(), passing)));
+        state.addresses.insert(address);
+    }
 
     for (what, family) in [("IPv4 routes", AddressFamily::Inet), ("IPv6 routes", AddressFamily::Inet6)] {
         let routes = list(socket, what, &encode::list_routes(family), |message| match message {
@@ -75,7 +80,9 @@ fn try_observe(socket: &mut Socket) -> Result<(State, bool), NetError> {
                     state.routes.insert(route.key.clone(), route);
                 }
                 SeenRoute::UnknownLink(_) => complete = false,
-                SeenRoute::Other(_) => {}
+                SeenRoute::Other(key) => {
+                    state.opaque.insert(key);
+                }
             }
         }
     }
