@@ -9,3 +9,4 @@ pub mod netns;
 pub mod nft;
 pub mod offload;
 pub mod sysctl;
+pub mod tun;
