@@ -22,6 +22,7 @@ pub mod probe;
 pub mod registry;
 pub mod settings;
 pub mod subnet_file;
+pub mod udp;
 
 #[cfg(test)]
 mod fixtures;
