@@ -30,9 +30,11 @@ fn the_key_of_a_route_with_two_next_hops_is_seen() {
     let ns = NetNs::anonymous().unwrap();
     let net = Rtnetlink::open_in(&ns).unwrap();
     run_in(&ns, || {
-        ip("link set lo up");
-        ip("address add 192.0.2.1/24 dev lo");
-        ip("route add 10.42.7.0/24 nexthop via 192.0.2.8 dev lo onlink nexthop via 192.0.2.9 dev lo onlink");
+        ip("link add near type veth peer name far");
+        ip("link set near up");
+        ip("link set far up");
+        ip("address add 192.0.2.1/24 dev near");
+        ip("route add 10.42.7.0/24 nexthop via 192.0.2.8 dev near nexthop via 192.0.2.9 dev near");
     })
     .unwrap();
     let state = net.observe_blocking().unwrap();
