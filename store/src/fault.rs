@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     },
     /// Login or certificate refused.
     Denied(Cause),
+    /// Logged in, but the role does not allow it.
+    Forbidden(Cause),
     /// No such lease.
     NoSuchLease,
     /// The revision asked for was compacted away.
@@ -47,7 +49,7 @@ impl Fault {
         let refused = |source: Cause| StoreError::Refused { what: what.to_owned(), source };
         match self {
             Fault::Unreachable { cause, .. } => StoreError::Unreachable { endpoints, source: cause },
-            Fault::Denied(cause) => StoreError::Denied { endpoints, source: cause },
+            Fault::Denied(cause) | Fault::Forbidden(cause) => StoreError::Denied { endpoints, source: cause },
             Fault::NoSuchLease => match lease {
                 Some(lease) => StoreError::NoSuchLease(lease),
                 None => refused("requested lease not found".into()),
@@ -62,9 +64,10 @@ impl Fault {
     /// In one line, causes included.
     pub(crate) fn reason(&self) -> String {
         match self {
-            Fault::Unreachable { cause, .. } | Fault::Denied(cause) | Fault::Refused(cause) => {
-                chain(cause.as_ref())
-            }
+            Fault::Unreachable { cause, .. }
+            | Fault::Denied(cause)
+            | Fault::Forbidden(cause)
+            | Fault::Refused(cause) => chain(cause.as_ref()),
             Fault::NoSuchLease => "no such lease".to_owned(),
             Fault::Compacted => "the history needed was compacted away".to_owned(),
             Fault::FutureRevision => "the store is older than what it told before".to_owned(),

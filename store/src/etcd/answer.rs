@@ -42,7 +42,8 @@ fn status_fault(status: Status) -> Fault {
         Code::InvalidArgument if says("authentication failed") || says("user name is empty") => {
             Fault::Denied(line(&status).into())
         }
-        Code::Unauthenticated | Code::PermissionDenied => Fault::Denied(line(&status).into()),
+        Code::Unauthenticated => Fault::Denied(line(&status).into()),
+        Code::PermissionDenied => Fault::Forbidden(line(&status).into()),
         Code::Unavailable
         | Code::DeadlineExceeded
         | Code::Cancelled
@@ -147,7 +148,7 @@ mod tests {
             (Code::NotFound, "etcdserver: requested lease not found", "NoSuchLease"),
             (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", "Denied"),
             (Code::InvalidArgument, "etcdserver: user name is empty", "Denied"),
-            (Code::PermissionDenied, "etcdserver: permission denied", "Denied"),
+            (Code::PermissionDenied, "etcdserver: permission denied", "Forbidden"),
             (Code::Unauthenticated, "etcdserver: invalid auth token", "Denied"),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", "unsent"),
             (Code::InvalidArgument, "etcdserver: duplicate key given in txn request", "Refused"),
@@ -162,6 +163,7 @@ mod tests {
                 Fault::Unreachable { unsent: true, .. } => "unsent",
                 Fault::Unreachable { unsent: false, .. } => "silent",
                 Fault::Denied(_) => "Denied",
+                Fault::Forbidden(_) => "Forbidden",
                 Fault::NoSuchLease => "NoSuchLease",
                 Fault::Compacted => "Compacted",
                 Fault::FutureRevision => "FutureRevision",

@@ -139,12 +139,15 @@ async fn open(settings: &Settings, url: &str, id: u64) -> Result<Link, Fault> {
     };
     // A linearizable read: only a member with a leader and a quorum can answer it. That the key is
     // not ours to read is an answer too.
-    match link.kv.clone().get("weft", Some(GetOptions::new().with_count_only())).await {
-        Ok(_) => Ok(link),
-        Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::PermissionDenied => {
-            Ok(link)
-        }
-        Err(error) => Err(maybe_certificate(error)),
+    match link
+        .kv
+        .clone()
+        .get("weft", Some(GetOptions::new().with_count_only()))
+        .await
+        .map_err(maybe_certificate)
+    {
+        Ok(_) | Err(Fault::Forbidden(_)) => Ok(link),
+        Err(fault) => Err(fault),
     }
 }
 

@@ -58,6 +58,9 @@ impl Mvcc {
     }
 
     pub(crate) fn range(&self, select: Select<'_>, at: Option<Revision>) -> Result<Range, Fault> {
+        if matches!(select, Select::Key("")) {
+            return refused("key is not provided");
+        }
         let past;
         let keys = match at {
             Some(at) if at > self.revision => return Err(Fault::FutureRevision),
@@ -230,7 +233,6 @@ fn replay(keys: &mut Keys, change: &Change) {
 
 /// What etcd refuses before it looks at any key.
 fn check(txn: &Txn) -> Result<(), Fault> {
-    let refused = |why: &str| Err(Fault::Refused(format!("etcdserver: {why}").into()));
     if txn.guards.len() > MAX_TXN_OPS || txn.ops.len() > MAX_TXN_OPS {
         return refused("too many operations in txn request");
     }
@@ -255,6 +257,10 @@ fn check(txn: &Txn) -> Result<(), Fault> {
         return refused("duplicate key given in txn request");
     }
     Ok(())
+}
+
+fn refused<T>(why: &str) -> Result<T, Fault> {
+    Err(Fault::Refused(format!("etcdserver: {why}").into()))
 }
 
 #[cfg(test)]
