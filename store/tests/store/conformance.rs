@@ -171,6 +171,8 @@ async fn impossible_transactions_are_refused(harness: Harness) {
             other => panic!("{case}: {other:?}"),
         }
     }
+    let error = store.get("").await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
     assert_eq!(keys(&store, "").await, [""; 0]);
 }
 

@@ -224,6 +224,19 @@ async fn a_changed_password_file_needs_no_restart() {
     assert_eq!(changes(&mut watch).await.len(), 1);
 }
 
+/// A write is never repeated lightly; but a token that ran out is certainly no write.
+#[tokio::test]
+async fn an_expired_token_is_renewed() {
+    let mut etcd = Etcd::new("http", &["--auth-token-ttl=1".to_owned()]);
+    etcd.run();
+    etcd.ready().await;
+    with_users(&etcd).await;
+    let store = connect(login(&etcd, "first"));
+    assert!(store.get("/ours/k").await.unwrap().is_none());
+    etcd.logs(r#""deleted a simple token","user-name":"weft""#).await;
+    store.commit(Txn::new().put("/ours/k", "", None)).await.unwrap();
+}
+
 /// etcd forgets its simple tokens when it restarts; the connection comes back by itself, without one.
 #[tokio::test]
 async fn a_forgotten_token_is_renewed() {

@@ -21,13 +21,16 @@ pub(crate) async fn next(watch: &mut Watch) -> WatchEvent {
 
 /// The watch's next changes, the end of an outage skipped.
 pub(crate) async fn changes(watch: &mut Watch) -> Vec<Change> {
-    loop {
-        match next(watch).await {
-            WatchEvent::Changes { changes, .. } => return changes,
-            WatchEvent::Disconnected { .. } | WatchEvent::Reconnected => {}
-            other => panic!("expected changes, got {other:?}"),
+    let changes = async {
+        loop {
+            match watch.next().await {
+                WatchEvent::Changes { changes, .. } => return changes,
+                WatchEvent::Disconnected { .. } | WatchEvent::Reconnected => {}
+                other => panic!("expected changes, got {other:?}"),
+            }
         }
-    }
+    };
+    timeout(PATIENCE, changes).await.expect("the watch tells no change")
 }
 
 /// Waits for the outage to be said.

@@ -17,7 +17,8 @@ enum Mode {
     Cut,
     /// Connections stay open and say nothing, new ones too.
     Frozen,
-    /// As frozen, but what the client says on an old connection arrives.
+    /// What is said on connections from before still arrives, but no answer comes back. New ones are
+    /// as open.
     Deaf,
 }
 
@@ -74,14 +75,14 @@ impl Drop for Relay {
 
 async fn connection(mut client: TcpStream, target: String, mut mode: watch::Receiver<Mode>) {
     let now = *mode.borrow_and_update();
-    if now == Mode::Open {
+    if matches!(now, Mode::Open | Mode::Deaf) {
         let Ok(mut server) = TcpStream::connect(target).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         tokio::select! {
             _ = copy_bidirectional(&mut client, &mut server) => return,
-            _ = mode.wait_for(|mode| *mode != Mode::Open) => {}
+            _ = mode.changed() => {}
         }
-        let deaf = *mode.borrow() == Mode::Deaf;
+        let deaf = *mode.borrow_and_update() == Mode::Deaf;
         let (mut from_client, mut to_server) = (client.split().0, server.split().1);
         tokio::select! {
             Err(_) = copy(&mut from_client, &mut to_server), if deaf => {}
