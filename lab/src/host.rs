@@ -22,7 +22,7 @@ use crate::{LabError, Place, netns};
 /// How long the daemon may take to answer one request.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the daemon may take to leave after SIGTERM.
-const LEAVE: Duration = Duration::from_secs(20);
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// A machine of the lab. It is a [`Place`] and more.
 #[derive(Clone, Debug)]

@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 use weft_kernel::netns::NetNs;
 
 use crate::layout::pod_netns;
-use crate::process::{Output, run};
+use crate::process::run;
 use crate::record::PodRecord;
 use crate::traffic::Endpoint;
-use crate::wait::TimedOut;
 use crate::{Host, LabError, Place, netns};
 
 /// The version of the CNI specification that is spoken.
@@ -23,8 +22,7 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 pub struct Pod {
     place: Place,
     host: Host,
-    name: String,
-    addresses: Vec<IpAddr>,
+    record: PodRecord,
 }
 
 impl Deref for Pod {
@@ -38,17 +36,21 @@ impl Deref for Pod {
 impl Host {
     /// Makes a pod and attaches it: CNI ADD, as a container runtime does it.
     pub fn pod(&self, name: &str) -> Result<Pod, LabError> {
-        let netns = pod_netns(&self.node, name)?;
-        let record = PodRecord { host: self.name().into(), name: name.into(), netns, addresses: vec![] };
+        let mut record = PodRecord {
+            host: self.name().into(),
+            name: name.into(),
+            netns: pod_netns(&self.node, name)?,
+            addresses: vec![],
+            result: Value::Null,
+        };
         self.lab.home.update(|lab| {
             lab.namespaces.push(record.netns.clone());
             lab.pods.push(record.clone());
         })?;
-        netns::add(&record.netns)?;
-        let attached = self.cni("ADD", &record).and_then(|answer| addresses(&answer));
-        match attached {
-            Ok(addresses) => {
-                let record = PodRecord { addresses, ..record };
+        let added = netns::add(&record.netns).and_then(|()| self.cni("ADD", &record));
+        match added.and_then(|result| Ok((addresses(&result)?, result))) {
+            Ok((addresses, result)) => {
+                (record.addresses, record.result) = (addresses, result);
                 self.lab.home.update(|lab| {
                     lab.pods.retain(|pod| pod.netns != record.netns);
                     lab.pods.push(record.clone());
@@ -86,17 +88,21 @@ impl Host {
     }
 
     /// Calls the plugin as a runtime does: the verb and the pod in the environment, the network's
-    /// configuration on stdin.
-    fn cni(&self, verb: &str, pod: &PodRecord) -> Result<Output, LabError> {
+    /// configuration on stdin, the answer on stdout.
+    fn cni(&self, verb: &str, pod: &PodRecord) -> Result<Value, LabError> {
         let weft = self.lab.spec.weft.as_ref().ok_or_else(|| self.lab.without("weft binary"))?;
-        let config = json!({
+        let mut config = json!({
             "cniVersion": CNI_VERSION,
             "name": self.lab.spec.network,
             "type": "weft",
+            "network": self.lab.spec.network,
             "runDir": self.run_dir(),
             "stateDir": self.state_dir(),
             "subnetFile": self.subnet_file(),
         });
+        if !pod.result.is_null() {
+            config["prevResult"] = pod.result.clone();
+        }
         let mut command = self.command(&[weft.display().to_string().as_str(), "cni"])?;
         command
             .env("CNI_COMMAND", verb)
@@ -105,7 +111,13 @@ impl Host {
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", weft.parent().unwrap_or(weft));
         let shown = format!("{}: CNI {verb} {}", self.name(), pod.name);
-        Ok(run(command, shown, config.to_string().as_bytes(), LIMIT))
+        let answer = run(command, shown, config.to_string().as_bytes(), LIMIT);
+        if !answer.success() {
+            // The refusal is on stdout, what led to it on stderr.
+            let said = format!("{} {}", answer.stdout.trim(), answer.stderr.trim());
+            return Err(LabError::Command { command: answer.command, exit: answer.exit, said });
+        }
+        if answer.stdout.trim().is_empty() { Ok(Value::Null) } else { answer.json() }
     }
 
     fn forget(&self, pod: &PodRecord) -> Result<(), LabError> {
@@ -122,7 +134,7 @@ impl Pod {
     pub(crate) fn over(host: Host, record: &PodRecord) -> Self {
         let name = format!("{}/{}", record.host, record.name);
         let place = Place::new(host.lab.clone(), name, record.netns.clone(), vec![]);
-        Self { place, host, name: record.name.clone(), addresses: record.addresses.clone() }
+        Self { place, host, record: record.clone() }
     }
 
     /// The host it is on.
@@ -132,17 +144,22 @@ impl Pod {
 
     /// Its addresses, as the plugin gave them.
     pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
+        &self.record.addresses
+    }
+
+    /// What CNI ADD answered.
+    pub fn result(&self) -> &Value {
+        &self.record.result
     }
 
     /// Its IPv4 address, or else its IPv6 address.
     ///
     /// # Panics
-    /// If it has none: the plugin promised one.
+    /// If it is not attached.
     #[track_caller]
     pub fn ip(&self) -> IpAddr {
-        let v4 = self.addresses.iter().find(|address| address.is_ipv4());
-        *v4.or(self.addresses.first()).expect("attached with an address")
+        let v4 = self.addresses().iter().find(|address| address.is_ipv4());
+        *v4.or(self.addresses().first()).expect("an attached pod has an address")
     }
 
     /// Its IPv6 address.
@@ -151,7 +168,7 @@ impl Pod {
     /// If the network has no IPv6.
     #[track_caller]
     pub fn ip6(&self) -> IpAddr {
-        *self.addresses.iter().find(|address| address.is_ipv6()).expect("the network has IPv6")
+        *self.addresses().iter().find(|address| address.is_ipv6()).expect("the network has IPv6")
     }
 
     /// Itself at its IPv6 address, as the far end of traffic.
@@ -162,40 +179,28 @@ impl Pod {
 
     /// CNI CHECK: the plugin says whether everything is as it made it.
     pub fn check(&self) -> Result<(), LabError> {
-        // The specification wants the result of ADD back; weft's plugin needs only its own records.
-        self.host.cni("CHECK", &self.record()).and_then(Output::ok).map(drop)
+        self.host.cni("CHECK", &self.record).map(drop)
     }
 
     /// CNI DEL, then the namespace is removed.
     pub fn remove(self) -> Result<(), LabError> {
-        let record = self.record();
-        self.host.cni("DEL", &record).and_then(Output::ok)?;
-        self.host.forget(&record)
+        self.host.cni("DEL", &self.record)?;
+        self.host.forget(&self.record)
     }
 
-    fn record(&self) -> PodRecord {
-        PodRecord {
-            host: self.host.name().into(),
-            name: self.name.clone(),
-            netns: self.netns().into(),
-            addresses: self.addresses.clone(),
-        }
+    /// Removes the namespace without a word to the plugin, as a crash would.
+    pub fn vanish(self) -> Result<(), LabError> {
+        self.host.forget(&self.record)
     }
 }
 
 /// The addresses of a CNI result: `ips[].address`, each with a prefix length.
-fn addresses(output: &Output) -> Result<Vec<IpAddr>, LabError> {
-    let result: Value = output.clone().json()?;
+fn addresses(result: &Value) -> Result<Vec<IpAddr>, LabError> {
     let ips = result["ips"].as_array().map(Vec::as_slice).unwrap_or_default();
     let addresses: Vec<IpAddr> =
         ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect();
     if addresses.is_empty() {
-        let timed_out = TimedOut { limit: LIMIT, last: output.stdout.clone() };
-        return Err(LabError::Late {
-            what: format!("no address from {}", output.command),
-            timed_out,
-            log: String::new(),
-        });
+        return Err(LabError::Traffic { what: format!("CNI ADD gave no address: {result}") });
     }
     Ok(addresses)
 }
@@ -203,24 +208,18 @@ fn addresses(output: &Output) -> Result<Vec<IpAddr>, LabError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Exit;
 
     #[test]
     fn addresses_are_read_from_a_cni_result() {
         let table = [
-            (r#"{"ips":[{"address":"10.42.7.3/32"},{"address":"fd42::3/128"}]}"#, 2),
-            (r#"{"ips":[{"address":"nonsense"}]}"#, 0),
-            (r#"{"cniVersion":"1.0.0"}"#, 0),
-            (r#"{"ips":{}}"#, 0),
+            (json!({"ips": [{"address": "10.42.7.3/32"}, {"address": "fd42::3/128"}]}), 2),
+            (json!({"ips": [{"address": "nonsense"}]}), 0),
+            (json!({"cniVersion": "1.0.0"}), 0),
+            (json!({"ips": {}}), 0),
+            (Value::Null, 0),
         ];
-        for (stdout, expected) in table {
-            let output = Output {
-                command: "CNI ADD".into(),
-                stdout: stdout.into(),
-                stderr: String::new(),
-                exit: Exit::Code(0),
-            };
-            assert_eq!(addresses(&output).map_or(0, |found| found.len()), expected, "{stdout}");
+        for (result, expected) in table {
+            assert_eq!(addresses(&result).map_or(0, |found| found.len()), expected, "{result}");
         }
     }
 }

@@ -51,6 +51,9 @@ pub struct PodRecord {
     pub netns: String,
     /// Its addresses, once attached.
     pub addresses: Vec<std::net::IpAddr>,
+    /// What CNI ADD answered: a runtime keeps it for CHECK and DEL.
+    #[serde(default)]
+    pub result: serde_json::Value,
 }
 
 impl Record {
