@@ -1,73 +1,113 @@
-//! `weft ps`, `weft exec` and `weft down` on a lab that stands: what a person at the keyboard sees.
+//! `weft up`, `ps`, `exec` and `down`: what a person at the keyboard sees, on hosts without daemons.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-use weft_lab::Lab;
-
-fn weft(labs: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.env("WEFT_LABS_DIR", labs).args(args).output().expect("the binary just built runs")
+struct Person<'a> {
+    labs: &'a Path,
 }
 
-fn text(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+impl Person<'_> {
+    fn types(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut weft = Command::new(env!("CARGO_BIN_EXE_weft"));
+        let output = weft.args(args).env("WEFT_LABS_DIR", self.labs).output();
+        let Output { status, stdout, stderr } = output.expect("the binary just built runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (status.code(), text(&stdout), text(&stderr))
+    }
+
+    /// What it printed, if it went well.
+    #[track_caller]
+    fn gets(&self, args: &[&str]) -> String {
+        let (code, stdout, stderr) = self.types(args);
+        assert_eq!(code, Some(0), "weft {}: {stderr}", args.join(" "));
+        stdout
+    }
 }
 
-/// Takes the lab down however the test ends.
-struct Down<'a>(&'a Path, &'a str);
-
-impl Drop for Down<'_> {
+impl Drop for Person<'_> {
     fn drop(&mut self) {
-        if let Err(error) = weft_lab::down(self.0, self.1) {
-            eprintln!("{}", error.chain());
-        }
+        self.types(&["down", "--all"]);
     }
 }
 
 #[test]
-fn a_lab_is_listed_entered_and_taken_down() {
-    let labs = tempfile::tempdir().unwrap();
-    let (labs, name) = (labs.path(), format!("t-cli-{}", std::process::id()));
-    let lab = Lab::named(&name).dir(labs).hosts(["ash", "birch"]).etcd_members(0).without_daemons();
-    let lab = lab.up().unwrap_or_else(|error| panic!("{}", error.chain()));
-    let _down = Down(labs, &name);
-    let (ash, birch) = (lab.host("ash").v4(), lab.host("birch").v4());
-    let run = |args: &[&str]| text(&weft(labs, args));
-
-    let (code, listed, words) = run(&["ps", "--name", &name]);
+fn a_cluster_comes_up_is_used_and_goes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let person = Person { labs: dir.path() };
+    let name = &format!("t-cli-{}", std::process::id());
+    let (code, up, words) = person.types(&["up", "--name", name, "--hosts", "2", "--without-daemons"]);
     assert_eq!(code, Some(0), "{words}");
-    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["LAB", "HOST", "ADDRESS", "SUBNETS", "PODS", "STATE"]);
-    assert_eq!(rows[1], [&name, "ash", &ash.to_string(), "-", "-", "no", "daemon"]);
-    assert_eq!(rows.len(), 3);
+    let rows: Vec<Vec<&str>> = up.lines().map(|line| line.split_whitespace().collect()).collect();
+    let expected = [
+        &["LAB", "HOST", "ADDRESS", "SUBNETS", "PODS", "STATE"][..],
+        &[name, "ash", "192.0.2.11", "-", "-", "no", "daemon"],
+        &[name, "birch", "192.0.2.12", "-", "-", "no", "daemon"],
+    ];
+    assert_eq!(rows, expected);
+    for step in ["exec", "ps", "down"] {
+        assert!(words.contains(&format!("  weft {step} --name {name}")), "{words}");
+    }
 
-    let (_, json, _) = run(&["ps", "--output=json"]);
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json[1]["host"], "birch");
-    assert_eq!(json[1]["ipv4"], birch.to_string());
+    let (code, _, words) = person.types(&["up", "--name", name]);
+    assert!(words.contains(&format!("lab `{name}` is up already")) && code == Some(1), "{words}");
+    assert_eq!(person.gets(&["ps"]), up);
+    let ps: serde_json::Value = serde_json::from_str(&person.gets(&["ps", "-o", "json"])).expect("JSON");
+    assert_eq!((&ps[0]["host"], &ps[1]["state"]), (&"ash".into(), &"no-daemon".into()));
 
-    // The command runs there, with its own arguments and its own exit code.
-    let exec = |command: &[&str]| run(&[&["exec", "--name", &name, "ash", "--"], command].concat());
-    let (code, addresses, words) = exec(&["ip", "-4", "-brief", "address"]);
-    assert_eq!(code, Some(0), "{words}");
-    assert!(
-        addresses.contains(&format!("{ash}/")) && !addresses.contains(&format!("{birch}/")),
-        "{addresses}"
-    );
-    assert_eq!(exec(&["sh", "-c", "exit 7"]).0, Some(7));
-    let (code, _, words) = exec(&["no-such-program"]);
-    assert_eq!(code, Some(1));
-    assert!(words.starts_with("error: cannot run `no-such-program` in ash: "), "{words}");
-    let (code, _, words) = run(&["exec", "--name", &name, "oak", "--", "true"]);
-    let expected = format!("error: no host `oak` in lab `{name}`; there are ash, birch\n");
-    assert_eq!((code, words), (Some(1), expected));
+    let exec = |place: &str, command: &[&str]| {
+        person.types(&[&["exec", "--name", name, place, "--"], command].concat())
+    };
+    let (_, addresses, _) = exec("ash", &["ip", "-4", "-brief", "address"]);
+    assert!(addresses.contains("192.0.2.11/24") && !addresses.contains("192.0.2.12"), "{addresses}");
+    assert_eq!(exec("birch", &["sh", "-c", "exit 7"]).0, Some(7), "the command's own exit code");
+    let (_, keys, words) = exec("etcd", &["etcdctl", "get", "--prefix", "/", "--keys-only"]);
+    assert_eq!(keys.trim(), "/coreos.com/network/config", "{words}");
+    let (code, _, words) = exec("ash", &["no-such-program"]);
+    assert!(words.starts_with("error: cannot run `no-such-program` in ash: ") && code == Some(1), "{words}");
+    let unknown = format!("error: no host `oak` in lab `{name}`; there are ash, birch\n");
+    assert_eq!(exec("oak", &["true"]), (Some(1), String::new(), unknown));
 
-    let verdict = |word: &str| (Some(0), format!("lab `{name}` {word}\n"), String::new());
-    assert_eq!(run(&["down", "--name", &name]), verdict("is down"));
-    assert_eq!(run(&["down", "--name", &name]), verdict("was not up"));
-    let (code, listed, words) = run(&["ps"]);
-    assert_eq!((code, words), (Some(0), "no cluster is up; `weft up` raises one\n".into()));
+    assert_eq!(person.gets(&["down", "--name", name]), format!("lab `{name}` is down\n"));
+    assert_eq!(person.gets(&["down", "--name", name]), format!("lab `{name}` was not up\n"));
+    let (code, listed, words) = person.types(&["ps"]);
+    assert_eq!((code, words.as_str()), (Some(0), "no cluster is up; `weft up` raises one\n"));
     assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(!Path::new("/run/netns").join(format!("weft-{name}-ash")).exists());
+    assert_eq!(std::fs::read_dir(dir.path()).expect("ours").count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn clusters_of_different_names_stand_side_by_side_and_end_together() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let person = Person { labs: dir.path() };
+    let names = ["a", "b"].map(|letter| format!("t-cli-{}-{letter}", std::process::id()));
+    for name in &names {
+        person.gets(&["up", "--name", name, "--hosts", "1", "--without-daemons"]);
+    }
+    let ps = person.gets(&["ps"]);
+    assert!(names.iter().all(|name| ps.contains(name.as_str())), "{ps}");
+    let expected: String = names.iter().map(|name| format!("lab `{name}` is down\n")).collect();
+    assert_eq!(person.gets(&["down", "--all"]), expected);
+    assert_eq!(person.gets(&["ps", "-o", "json"]).trim(), "[]");
+}
+
+#[test]
+fn wrong_usage_touches_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let person = Person { labs: dir.path() };
+    let table: [(&[&str], &str, i32); 6] = [
+        (&["up", "--backend", "vlan"], "--backend: `vlan` is none of vxlan, host-gw, udp", 2),
+        (&["up", "--hosts", "0"], "--hosts", 2),
+        (&["up", "--name", "Not/A/Name"], "bad name `Not/A/Name`", 1),
+        (&["up", "--etcd-members", "2"], "2 etcd members; use 0, 1 or 3", 1),
+        (&["down", "--all", "--name", "x"], "--all", 2),
+        (&["exec", "--name", "t-nowhere", "ash", "--", "true"], "no lab `t-nowhere`", 1),
+    ];
+    for (args, expected, code) in table {
+        let (exit, stdout, words) = person.types(args);
+        assert!(words.contains(expected) && exit == Some(code), "{args:?}: {words}");
+        assert_eq!(stdout, "", "{args:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("ours").count(), 0, "{args:?}");
+    }
 }

@@ -3,13 +3,14 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
-use weft_lab::{Lab, labs_dir};
+use weft_lab::{Lab, LabError, labs_dir};
 
 use super::error::CliError;
 
 /// Run a command on a host or in a pod of a cluster on this machine
 ///
-/// The command takes the place of this program: its terminal, its signals, its exit code.
+/// The command takes the place of this program: its terminal, its signals, its exit code. A pod that
+/// is not there yet is made.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -27,7 +28,15 @@ pub struct Args {
 /// # Errors
 /// When the lab, the place or the program is not there.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    let place = Lab::open(&labs_dir(), &args.lab.name)?.place(&args.place)?;
+    let lab = Lab::open(&labs_dir(), &args.lab.name)?;
+    let place = match lab.place(&args.place) {
+        Err(LabError::NoSuchPod { host, pod }) => {
+            let made = lab.find_host(&host)?.pod(&pod)?;
+            eprintln!("made pod {} at {}", made.name(), made.ip());
+            (*made).clone()
+        }
+        found => found?,
+    };
     let error = place.command(&args.command)?.exec();
     let program = args.command.first().map_or("", String::as_str);
     Err(CliError::failed(format!("cannot run `{program}` in {}: {error}", args.place)))

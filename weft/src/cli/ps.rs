@@ -38,16 +38,20 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(hosts: &[HostStatus]) -> Table {
+/// One row for each host.
+pub(super) fn table(hosts: &[HostStatus]) -> Table {
     let mut table = Table::new(["LAB", "HOST", "ADDRESS", "SUBNETS", "PODS", "STATE"]);
     for host in hosts {
-        let pods = host.pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>().join(",");
+        let pods = host.pods.iter().map(|pod| {
+            let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+            format!("{}={}", pod.name, addresses.join("+"))
+        });
         table.row([
             host.lab.clone(),
             host.host.clone(),
             host.ipv4.to_string(),
             host.subnets.join(","),
-            pods,
+            pods.collect::<Vec<_>>().join(","),
             host.state.to_string(),
         ]);
     }

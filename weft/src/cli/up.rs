@@ -2,14 +2,18 @@
 
 use std::process::ExitCode;
 
-use weft_lab::Lab;
+use serde_json::json;
+use weft_lab::layout::default_hosts;
+use weft_lab::{HostStatus, Lab};
 
 use super::error::CliError;
-use super::output::print;
+use super::output::{Form, OutputArgs};
+use super::ps;
 
 /// Raise a cluster on this machine: hosts in network namespaces, a real etcd, an overlay daemon each
 ///
-/// It stays until `weft down`. Labs of different names stand side by side. Needs root.
+/// It stays until `weft down`. Clusters of different names stand side by side; nothing of the
+/// machine's own network is touched. Needs root.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -20,20 +24,21 @@ pub struct Args {
     /// How many pods on each host
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
     pods: u8,
-    /// The network's configuration, as it stands in etcd: flannel's JSON
-    #[arg(
-        long,
-        value_name = "JSON",
-        default_value = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#
-    )]
-    network_config: String,
+    /// How packets travel between hosts
+    #[arg(long, value_name = "TYPE", default_value = "vxlan", value_parser = ["vxlan", "host-gw", "udp"])]
+    backend: String,
+    /// The network's whole configuration, as it stands in etcd: flannel's JSON
+    #[arg(long, value_name = "JSON", conflicts_with = "backend")]
+    network_config: Option<String>,
+    /// Start no daemons, and so no pods: bare hosts and an etcd to try things on
+    #[arg(long, conflicts_with = "pods")]
+    without_daemons: bool,
+    /// How many members etcd has
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    etcd_members: u8,
 }
 
-/// Hosts with names are easier to talk about than numbers.
-const NAMES: &[&str] =
-    &["ash", "birch", "cedar", "elm", "fir", "hazel", "juniper", "larch", "maple", "oak", "pine", "rowan"];
-
-/// Raises the lab and says what to do with it.
+/// Raises the lab, shows it and says what to do with it.
 ///
 /// # Errors
 /// When it could not be raised; what was begun is removed.
@@ -41,41 +46,45 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let weft = std::env::current_exe()
         .map_err(|error| CliError::failed(format!("cannot find this program's own file: {error}")))?;
     let name = &args.lab.name;
-    let hosts = names(args.hosts.into());
+    let hosts = default_hosts(args.hosts.into());
     eprintln!("raising lab `{name}`: {}", hosts.join(", "));
-    let lab = Lab::named(name).weft(weft).hosts(&hosts).network(&args.network_config).up()?;
+    let config = args.network_config.unwrap_or_else(|| {
+        json!({ "Network": "10.42.0.0/16", "Backend": { "Type": args.backend } }).to_string()
+    });
+    let lab = Lab::named(name)
+        .weft(weft)
+        .hosts(hosts)
+        .etcd_members(args.etcd_members)
+        .network(config)
+        .overlay_args(["--ip-masq"]);
+    let lab = if args.without_daemons { lab.without_daemons() } else { lab }.up()?;
+    let pods = if args.without_daemons { 0 } else { args.pods };
     for host in lab.hosts() {
-        for _ in 0..args.pods {
-            host.new_pod()?;
-        }
+        (0..pods).try_for_each(|_| host.new_pod().map(drop))?;
     }
-    let pods = lab.pods()?;
-    let mut next = vec![format!("weft ps --name {name}")];
-    if let [first, .., last] = &pods[..] {
-        let place = format!("{}/{}", first.host().name(), first.name());
-        next.push(format!("weft exec --name {name} {place} -- ping -c 3 {}", last.ip()));
-    }
-    next.push(format!("weft down --name {name}"));
-    print(&format!("lab `{name}` is up; now try\n  {}\n", next.join("\n  ")))?;
+    let hosts = lab.status()?;
+    OutputArgs { output: Form::Table }.print(&hosts, ps::table)?;
+    eprintln!("now try\n  {}", next_steps(name, &hosts).join("\n  "));
     Ok(ExitCode::SUCCESS)
 }
 
-fn names(count: usize) -> Vec<String> {
-    let named = NAMES.iter().map(|name| (*name).to_owned());
-    named.chain((NAMES.len() + 1..).map(|number| format!("host{number}"))).take(count).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_host_has_a_name_of_its_own() {
-        assert_eq!(names(2), ["ash", "birch"]);
-        let mut all = names(100);
-        assert_eq!(all[12], "host13");
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 100);
+/// From the first pod to the last; a look at the daemon and at etcd; the end.
+fn next_steps(name: &str, hosts: &[HostStatus]) -> Vec<String> {
+    let flag = if name == "lab" { String::new() } else { format!(" --name {name}") };
+    let mut steps = vec![];
+    let pods: Vec<_> = hosts.iter().flat_map(|host| &host.pods).collect();
+    match (pods.as_slice(), hosts) {
+        ([first, .., last], _) => {
+            let address = last.addresses.first().map(ToString::to_string).unwrap_or_default();
+            steps.push(format!("weft exec{flag} {}/{} -- ping -c 3 {address}", first.host, first.name));
+        }
+        (_, [first, .., last]) => {
+            steps.push(format!("weft exec{flag} {} -- ping -c 3 {}", first.host, last.ipv4));
+        }
+        _ => {}
     }
+    steps.push(format!("weft exec{flag} etcd -- etcdctl get --prefix /"));
+    steps.push(format!("weft ps{flag}"));
+    steps.push(format!("weft down{flag}"));
+    steps
 }
