@@ -307,6 +307,9 @@ impl Rule {
 
     fn masked_network(self, selector: Selector, op: CmpOp, network: IpNetwork) -> Self {
         match network {
+            // A mask of ones would be listed as one.
+            IpNetwork::V4(net) if net.prefix() == 32 => self.compare(selector, op, net.ip().octets()),
+            IpNetwork::V6(net) if net.prefix() == 128 => self.compare(selector, op, net.ip().octets()),
             IpNetwork::V4(net) => self.masked(selector, net.mask().octets(), op, net.network().octets()),
             IpNetwork::V6(net) => self.masked(selector, net.mask().octets(), op, net.network().octets()),
         }

@@ -1,0 +1,315 @@
+//! Who may send from which address: peers through tunnels, peers over plain routes, our own pods.
+//!
+//! Every check is of the form "what is known may pass, the rest is dropped". The other form, "drop
+//! what is not in the set", lets through what cannot be looked at: a rule ends without effect at a
+//! load of bytes that the packet does not have, for example in a fragment that is cut before them.
+//!
+//! Fragments of tunnel packets: IPv4 is put together before the input hook. IPv6 is, too, where
+//! connection tracking is in use; else the first fragment is checked, which must reach as far as the
+//! inner source, and later ones are worth nothing without it.
+//!
+//! Super-packets: VXLAN packets are joined by the receiver (GRO) only if their outer and inner
+//! headers say that they belong to one flow, so one look at the first is enough. What this table
+//! cannot see is a UDP packet that its *sender* left in one piece for segmentation (`UDP_SEGMENT`)
+//! and that never crossed a wire, because sender and receiver are on one machine (namespaces, or
+//! virtual machines with USO): it is segmented after the input hook, and only its first datagram was
+//! looked at. The same holds for `ethtool -K ... rx-udp-gro-forwarding on` in front of a namespace.
+//!
+//! `udp` tunnels: the daemon's socket joins datagrams of one peer (UDP_GRO) before this hook, so
+//! only the outer source is checked here, and each inner one by the daemon.
+//!
+//! host-gw: a neighbour whose MAC is known may send only from its own addresses, and nobody else
+//! may send from those. A peer whose MAC is not known is not checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use weft_kernel::net::Vni;
+use weft_kernel::nft::{
+    Base, ChainKind, ChainName, CounterReading, DataType, Hook, Key, PayloadBase, Rule, Selector, Set,
+    SetName, SetSpec, Table, merge_networks,
+};
+
+use super::{Ip, Surroundings, Tunnel, add_chain, base, outer_families, peers_set, ranges, set_name};
+use crate::config::Backend;
+use crate::model::{Model, Peer};
+
+/// Offsets from the outer UDP header: UDP 8, VXLAN 8 (RFC 7348), inner Ethernet 14.
+const INNER_IP: u32 = 8 + 8 + 14;
+/// Flags, reserved, then the VNI: RFC 7348, section 5.
+const VNI: Selector = transport(8 + 4, 3);
+/// Behind the two inner Ethernet addresses.
+const INNER_ETHERTYPE: Selector = transport(8 + 8 + 12, 2);
+
+/// The comments of the rules that drop, by which their counters are found.
+const TUNNEL: &str = "tunnel: not from a peer, or not from an address of that peer";
+const POD: &str = "pod: not its own address";
+const OUTSIDE: &str = "outside: an address of our own subnet";
+const PLAIN: &str = "plain route: a pod's address from a host that is not its own";
+
+/// How many packets each check has dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Tunnel packets whose outer and inner source do not belong together.
+    pub tunnel: u64,
+    /// Packets of pods here that are not from their own address.
+    pub pod: u64,
+    /// Packets from outside with a source in our own subnet.
+    pub outside: u64,
+    /// Packets over plain routes from a pod address that is not the sender's.
+    pub plain: u64,
+}
+
+impl Drops {
+    /// From the table's counters.
+    pub fn from_counters(readings: &[CounterReading]) -> Self {
+        let of = |wanted: &str| {
+            let matching = |r: &&CounterReading| r.comment.as_ref().is_some_and(|c| c.as_str() == wanted);
+            readings.iter().filter(matching).map(|reading| reading.packets).sum()
+        };
+        Self { tunnel: of(TUNNEL), pod: of(POD), outside: of(OUTSIDE), plain: of(PLAIN) }
+    }
+}
+
+pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings) {
+    add_tunnels(table, model, around);
+    add_sources(table, model, around);
+}
+
+/// Packets that arrive at a tunnel's port.
+fn add_tunnels(table: &mut Table, model: &Model, around: &Surroundings) {
+    let mut entrance = Vec::new();
+    for tunnel in &around.tunnels {
+        let chain = match *tunnel {
+            Tunnel::Vxlan { vni, port } => {
+                let rules = vxlan_rules(table, model, vni);
+                add_chain(table, &format!("vxlan-{port}"), None, None, rules)
+            }
+            Tunnel::Udp { port } => {
+                let known = outer_families(model).map(|ip| {
+                    let peers = peers_set(table, model, ip);
+                    ip.only(Rule::new()).in_set([ip.saddr()], &peers).return_().comment("a peer")
+                });
+                let mut rules: Vec<Rule> = known.collect();
+                rules.push(Rule::new().counter().drop().comment(TUNNEL));
+                add_chain(table, &format!("udp-{port}"), None, None, rules)
+            }
+        };
+        entrance.push(Rule::new().udp_dport(tunnel.port()).goto(&chain));
+    }
+    if !entrance.is_empty() {
+        let hook = base(ChainKind::Filter, Hook::Input, Base::PRIORITY_FILTER);
+        add_chain(table, "tunnel-in", Some(hook), None, entrance);
+    }
+}
+
+/// The outer source must be a peer's, and the inner one that peer's. ARP is dropped with everything
+/// else that is not IP: neighbours are permanent here, so nobody who belongs to the network asks.
+fn vxlan_rules(table: &mut Table, model: &Model, vni: Vni) -> Vec<Rule> {
+    let [_, high, middle, low] = vni.get().to_be_bytes();
+    // Two networks may share a port; the other one's packets are its own table's to judge.
+    let other = Rule::new().is_not(VNI, [high, middle, low]).return_();
+    let mut rules = vec![other.comment("another network's")];
+    let extra = model.extra_sources.iter().copied();
+    for outer in outer_families(model) {
+        for inner in Ip::BOTH.into_iter().filter(|ip| ip.cluster(model).is_some()) {
+            let pairs = pairs_set(table, model, outer, inner);
+            let inner_packet = || outer.only(Rule::new()).is(INNER_ETHERTYPE, inner.ethertype());
+            let rule = inner_packet().in_set([outer.saddr(), inner.encapsulated_saddr()], &pairs).return_();
+            rules.push(rule.comment("a peer, from an address of its own"));
+            if extra.clone().any(|network| inner.is(&network)) {
+                let (peers, extra) = (peers_set(table, model, outer), extra_set(table, model, inner));
+                let rule = inner_packet()
+                    .in_set([outer.saddr()], &peers)
+                    .in_set([inner.encapsulated_saddr()], &extra)
+                    .return_();
+                rules.push(rule.comment("a peer, from an address that any peer may use"));
+            }
+        }
+    }
+    rules.push(Rule::new().counter().drop().comment(TUNNEL));
+    rules
+}
+
+/// Outer source and inner source that belong together.
+fn pairs_set(table: &mut Table, model: &Model, outer: Ip, inner: Ip) -> SetName {
+    // Hosts that (by mistake) say the same public address share what they may send from: a range
+    // that is in the set twice would be refused.
+    let mut sources: BTreeMap<IpAddr, Vec<IpNetwork>> = BTreeMap::new();
+    for peer in model.peers.values() {
+        let Some(address) = outer.peer_address(peer) else { continue };
+        let own = own_sources(peer).filter(|network| inner.is(network));
+        sources.entry(address).or_default().extend(own);
+    }
+    let keys = sources.into_iter().flat_map(|(address, networks)| {
+        let inner = merge_networks(networks);
+        inner.into_iter().map(move |network| Key::concat([address.into(), network.into()]))
+    });
+    let name = set_name(&format!("pairs{}in{}", inner.digit(), outer.digit()));
+    let spec = SetSpec::intervals([outer.data_type(), inner.data_type()]);
+    table.sets.insert(name.clone(), spec.comment("outer source . inner source").with(keys));
+    name
+}
+
+fn extra_set(table: &mut Table, model: &Model, ip: Ip) -> SetName {
+    let name = ip.name("extra");
+    let spec = SetSpec::intervals([ip.data_type()]).comment("sources that any peer may use");
+    let keys = ranges(model.extra_sources.iter().copied(), ip);
+    table.sets.entry(name.clone()).or_insert_with(|| spec.with(keys));
+    name
+}
+
+/// What a peer may send from: its subnets, and its own addresses (its processes may be bound to them).
+fn own_sources(peer: &Peer) -> impl Iterator<Item = IpNetwork> {
+    peer.subnet.networks().chain(peer.addresses().map(IpNetwork::from))
+}
+
+/// Packets that are not in a tunnel (any more), before they are routed or tracked.
+fn add_sources(table: &mut Table, model: &Model, around: &Surroundings) {
+    let mut entrance = Vec::new();
+    let links = link_set(table, "pod_links", "where pods' packets come in", around.pods.keys());
+    let pods = add_pods(table, around);
+    entrance.push(Rule::new().in_set([Selector::IifName], &links).goto(&pods));
+    let outside: BTreeSet<_> = around.tunnel_links.iter().chain([&model.me.underlay.link]).collect();
+    let links = link_set(table, "outside_links", "underlay and tunnels", outside);
+    let chain = add_outside(table, model, around);
+    entrance.push(Rule::new().in_set([Selector::IifName], &links).goto(&chain));
+    let hook = base(ChainKind::Filter, Hook::Prerouting, Base::PRIORITY_RAW);
+    add_chain(table, "sources", Some(hook), None, entrance);
+}
+
+fn add_pods(table: &mut Table, around: &Surroundings) -> ChainName {
+    let mut rules = Vec::new();
+    for ip in Ip::BOTH {
+        // Whole addresses are looked up in one step; networks (bridges) are few and have rules.
+        let whole = |network: &IpNetwork| network.prefix() == if ip == Ip::V4 { 32 } else { 128 };
+        let sources = || {
+            let all = around.pods.iter().flat_map(|(link, sources)| sources.iter().map(move |s| (link, s)));
+            all.filter(|(_, source)| ip.is(source))
+        };
+        let name = ip.name("pods");
+        let keys = sources().filter(|(_, source)| whole(source));
+        let keys = keys.map(|(link, source)| Key::concat([link.into(), source.ip().into()]));
+        let spec = SetSpec::exact([DataType::LinkName, ip.data_type()]).comment("each pod's own address");
+        table.sets.insert(name.clone(), spec.with(keys));
+        let rule = ip.only(Rule::new()).in_set([Selector::IifName, ip.saddr()], &name).return_();
+        rules.push(rule.comment("a pod, from its own address"));
+        for (link, network) in sources().filter(|(_, source)| !whole(source)) {
+            let rule = ip.only(Rule::new()).iifname(link).in_network(ip.saddr(), *network).return_();
+            rules.push(rule.comment("a bridge, from an address of its subnet"));
+        }
+    }
+    let link_local = "fe80::/10".parse().expect("a constant network");
+    let rule = Rule::new().ipv6().in_network(Selector::Ip6Saddr, link_local).return_();
+    rules.push(rule.comment("neighbour discovery; never forwarded"));
+    // IPPROTO_ICMPV6
+    let rule = Rule::new().ipv6().protocol(58).is(Selector::Ip6Saddr, [0; 16]).return_();
+    rules.push(rule.comment("duplicate address detection"));
+    rules.push(Rule::new().counter().drop().comment(POD));
+    add_chain(table, "pod-sources", None, None, rules)
+}
+
+fn add_outside(table: &mut Table, model: &Model, around: &Surroundings) -> ChainName {
+    let mut rules = Vec::new();
+    let plain = add_plain(table, model, around);
+    for ip in Ip::BOTH {
+        let Some(own) = ip.own(model) else { continue };
+        let rule = ip.only(Rule::new()).in_network(ip.saddr(), own).counter().drop();
+        rules.push(rule.comment(OUTSIDE));
+        let Some(cluster) = ip.cluster(model) else { continue };
+        // Only what is meant for our pods: a peer's pod may well send to an address of this host
+        // past the tunnel, where nobody masquerades.
+        let rule = ip
+            .only(Rule::new())
+            .iifname(&model.me.underlay.link)
+            .in_network(ip.saddr(), cluster)
+            .in_network(ip.daddr(), own)
+            .goto(&plain);
+        rules.push(rule.comment("pod to pod past the tunnels"));
+    }
+    add_chain(table, "outside-sources", None, None, rules)
+}
+
+/// Pods' packets on the underlay itself: from peers that may use a plain route, and by the MAC that
+/// they are known by.
+fn add_plain(table: &mut Table, model: &Model, around: &Surroundings) -> ChainName {
+    let mut rules = Vec::new();
+    let direct: Vec<&Peer> = model.peers.values().filter(|peer| may_come_directly(model, peer)).collect();
+    let mac = |peer: &Peer| peer.addresses().find_map(|addr| around.neighbours.get(&addr).copied());
+    for ip in Ip::BOTH.into_iter().filter(|ip| ip.cluster(model).is_some()) {
+        let name = ip.name("neighbours");
+        // By MAC, for the reason given at the pairs.
+        let mut sources: BTreeMap<_, Vec<IpNetwork>> = BTreeMap::new();
+        for (peer, mac) in direct.iter().filter_map(|peer| Some((peer, mac(peer)?))) {
+            sources.entry(mac).or_default().extend(peer.subnet.networks().filter(|net| ip.is(net)));
+        }
+        let keys = sources.into_iter().flat_map(|(mac, networks)| {
+            let networks = merge_networks(networks);
+            networks.into_iter().map(move |network| Key::concat([mac.into(), network.into()]))
+        });
+        let spec = SetSpec::intervals([DataType::Ether, ip.data_type()]).comment("a peer's MAC . its subnet");
+        table.sets.insert(name.clone(), spec.with(keys));
+        let known = ip.only(Rule::new().from_ethernet());
+        let rule = known.in_set([Selector::EtherSaddr, ip.saddr()], &name).return_();
+        rules.push(rule.comment("a neighbour, from an address of its own"));
+
+        let name = ip.name("unchecked");
+        let subnets =
+            direct.iter().filter(|peer| mac(peer).is_none()).flat_map(|peer| peer.subnet.networks());
+        let spec = SetSpec::intervals([ip.data_type()]).comment("peers whose MAC is not known");
+        table.sets.insert(name.clone(), spec.with(ranges(subnets, ip)));
+        let rule = ip.only(Rule::new()).in_set([ip.saddr()], &name).return_();
+        rules.push(rule.comment("a neighbour that cannot be checked"));
+    }
+    rules.push(Rule::new().counter().drop().comment(PLAIN));
+    add_chain(table, "plain-sources", None, None, rules)
+}
+
+/// Whether a peer may send us its pods' packets without a tunnel. The choice is the peer's, so what
+/// matters is what it may do, not what we do.
+fn may_come_directly(model: &Model, peer: &Peer) -> bool {
+    let direct_routing = matches!(model.config.backend, Backend::Vxlan { direct_routing: true, .. });
+    let same_segment = |addr: IpAddr| model.me.underlay.addresses.iter().any(|net| net.contains(addr));
+    let near = peer.addresses().any(same_segment);
+    model.config.backend == Backend::HostGw || near && (direct_routing || peer.transports.direct)
+}
+
+fn link_set<'a>(
+    table: &mut Table,
+    name: &str,
+    comment: &str,
+    links: impl IntoIterator<Item = &'a weft_kernel::net::LinkName>,
+) -> SetName {
+    let set: Set =
+        SetSpec::exact([DataType::LinkName]).comment(comment).with(links.into_iter().map(Key::from));
+    let name = set_name(name);
+    table.sets.insert(name.clone(), set);
+    name
+}
+
+const fn transport(offset: u32, len: u32) -> Selector {
+    Selector::Payload { base: PayloadBase::Transport, offset, len }
+}
+
+impl Ip {
+    fn digit(self) -> u8 {
+        if self == Self::V4 { 4 } else { 6 }
+    }
+
+    /// `ETH_P_IP`, `ETH_P_IPV6`.
+    fn ethertype(self) -> [u8; 2] {
+        match self {
+            Self::V4 => [0x08, 0x00],
+            Self::V6 => [0x86, 0xdd],
+        }
+    }
+
+    /// The source address of the packet within a VXLAN packet (RFC 791, RFC 8200).
+    fn encapsulated_saddr(self) -> Selector {
+        match self {
+            Self::V4 => transport(INNER_IP + 12, 4),
+            Self::V6 => transport(INNER_IP + 8, 16),
+        }
+    }
+}
