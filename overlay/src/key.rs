@@ -7,6 +7,7 @@
 //! <prefix>/weft/owner/10.5.52.0-24   weft: who wrote that lease
 //! <prefix>/weft/live/<node>          weft: the node's daemon runs
 //! <prefix>/weft/drain/<node>         weft: the node shall give its subnet up
+//! <prefix>/weft/last-claim           weft: in two families, claims come one after the other by it
 //! ```
 //!
 //! Nothing of ours begins with `<prefix>/subnets`: flannel watches that prefix without a slash, and
@@ -37,6 +38,8 @@ pub enum Key {
     Live(NodeId),
     /// This node shall give its subnet up.
     Drain(NodeId),
+    /// Written with every claim in two families.
+    LastClaim,
     /// Nothing we know, and why not.
     Strange(&'static str),
 }
@@ -83,6 +86,11 @@ impl Prefix {
         format!("{}/weft/drain/{node}", self.0)
     }
 
+    /// The key that is written with every claim in two families.
+    pub fn last_claim(&self) -> String {
+        format!("{}/weft/last-claim", self.0)
+    }
+
     /// What a key is for.
     pub fn classify(&self, key: &str) -> Key {
         const NO_SUBNET: Key = Key::Strange(
@@ -96,6 +104,7 @@ impl Prefix {
         match rest.split_once('/') {
             None if rest == "config" => Key::Config,
             Some(("subnets", name)) => parse_subnet_name(name).map_or(NO_SUBNET, Key::Lease),
+            Some(("weft", "last-claim")) => Key::LastClaim,
             Some(("weft", own)) => match own.split_once('/') {
                 Some(("owner", name)) => parse_subnet_name(name).map_or(NO_SUBNET, Key::Owner),
                 Some(("live", name)) => node(name).map_or(NO_NODE, Key::Live),

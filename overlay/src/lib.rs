@@ -2,6 +2,7 @@
 //!
 //! Data flows one way: `watch` (etcd, the kernel's events) -> [`model`] -> `plan` (pure) -> `apply`.
 
+pub mod admin;
 pub mod attach;
 pub mod backend;
 pub mod believe;
@@ -14,6 +15,7 @@ pub mod firewall;
 mod go_json;
 pub mod identity;
 pub mod key;
+pub mod lease;
 pub mod lease_attrs;
 pub mod model;
 pub mod mtu;

@@ -1,7 +1,7 @@
 //! Everything under the network's prefix, typed: the config, the leases, who wrote them, who runs.
 //!
 //! A [`Registry`] comes from a store's snapshot and follows its changes; it decides nothing and does
-//! no I/O. Two rules keep it safe to act upon:
+//! no I/O ([`follow`] does). Two rules keep it safe to act upon:
 //!
 //! - *Malformed input takes nothing away.* A key that is none of ours is named once and skipped. A
 //!   known key whose new value cannot be read keeps its last good one, and the fault is reported;
@@ -10,11 +10,13 @@
 //! - *Revisions are always the store's.* An entry with a bad value still carries its true mod
 //!   revision, so that a guarded write acts on what is there and not on what we remember.
 
+mod follow;
 mod peers;
 mod record;
 #[cfg(test)]
 mod tests;
 
+pub use follow::{Followed, Known, follow};
 pub use peers::{KnownPeer, Liveness, Peers};
 pub use record::{LiveRecord, OwnerRecord};
 
@@ -40,6 +42,7 @@ pub struct Registry {
     owners: BTreeMap<Subnet, Arc<OwnerEntry>>,
     live: BTreeMap<NodeId, Arc<LiveEntry>>,
     drained: BTreeSet<NodeId>,
+    last_claim: Option<Revision>,
     faults: BTreeMap<String, String>,
 }
 
@@ -137,6 +140,7 @@ impl Registry {
             owners: BTreeMap::new(),
             live: BTreeMap::new(),
             drained: BTreeSet::new(),
+            last_claim: None,
             faults: BTreeMap::new(),
         };
         let faults = registry.reset(snapshot);
@@ -166,6 +170,7 @@ impl Registry {
         self.owners.clear();
         self.live.clear();
         self.drained.clear();
+        self.last_claim = None;
         self.reset(snapshot)
     }
 
@@ -255,13 +260,20 @@ impl Registry {
         self.drained.iter()
     }
 
+    /// When a claim in two families was last written; `None` if none ever was.
+    pub fn last_claim(&self) -> Option<Revision> {
+        self.last_claim
+    }
+
     /// Everything that is skipped now, by key.
     pub fn faults(&self) -> impl Iterator<Item = Fault> {
         self.faults.iter().map(|(key, reason)| Fault { key: key.clone(), reason: reason.clone() })
     }
 
     /// Who has a subnet. The flannel key wins: a record counts only beside the very lease that it was
-    /// written with, so equal revisions; or alone, when there is no lease.
+    /// written with, so equal revisions; or alone, when there is no lease. A value that nobody
+    /// can read names no host, even if an earlier one did: who wrote in between may never have been
+    /// heard.
     pub fn holder(&self, subnet: &Subnet) -> Holder<'_> {
         let owner = self.owners.get(subnet);
         let record = owner.and_then(|entry| entry.record.as_ref());
@@ -275,7 +287,7 @@ impl Registry {
         let together = owner.is_some_and(|entry| entry.record_revision == lease.attrs_revision);
         match (record.filter(|_| together && lease.attrs.is_some()), &lease.attrs) {
             (Some(record), _) => Holder::Node(record),
-            (None, Some(attrs)) if attrs.names_a_host() => Holder::Host(attrs),
+            (None, Some(attrs)) if attrs.names_a_host() && lease.is_readable() => Holder::Host(attrs),
             _ => Holder::Nameless,
         }
     }
@@ -289,6 +301,7 @@ impl Registry {
         keys.extend(self.owners.keys().map(|subnet| prefix.owner(subnet)));
         keys.extend(self.live.keys().map(|node| prefix.live(node)));
         keys.extend(self.drained.iter().map(|node| prefix.drain(node)));
+        keys.extend(self.last_claim.map(|_| prefix.last_claim()));
         keys
     }
 
@@ -306,6 +319,10 @@ impl Registry {
             }
             Key::Drain(node) => {
                 self.drained.insert(node);
+                None
+            }
+            Key::LastClaim => {
+                self.last_claim = Some(kv.mod_revision);
                 None
             }
             Key::Strange(why) => Some(why.to_owned()),
@@ -389,6 +406,7 @@ impl Registry {
             Key::Drain(node) => {
                 self.drained.remove(&node);
             }
+            Key::LastClaim => self.last_claim = None,
             Key::Strange(_) => {}
         }
     }
@@ -398,6 +416,11 @@ impl LeaseEntry {
     /// A reservation: it has no lease of etcd's, so it never runs out.
     pub fn is_reservation(&self) -> bool {
         self.lease.is_none()
+    }
+
+    /// Can the value that stands there now be read?
+    pub fn is_readable(&self) -> bool {
+        self.attrs.is_some() && self.attrs_revision == self.mod_revision
     }
 
     /// The host's public addresses, IPv4 first.

@@ -57,21 +57,21 @@ impl Registry {
     }
 
     fn peer(&self, subnet: &Subnet, me: &Me, config: &NetworkConfig) -> Result<Option<KnownPeer>, String> {
-        let Some(attrs) = self.leases.get(subnet).and_then(|entry| entry.attrs.as_ref()) else {
-            return Ok(None); // named as a fault already
+        let Some(entry) = self.leases.get(subnet) else { return Ok(None) };
+        // The last good value: garbage over it takes no peer away, and is named as a fault.
+        let Some(attrs) = entry.attrs.as_ref().filter(|attrs| attrs.names_a_host()) else {
+            return Ok(None);
         };
         let (node, transports) = match self.holder(subnet) {
             Holder::Node(record) if record.node == me.node => return Ok(None),
             _ if me.subnet == Some(*subnet) => return Ok(None),
-            Holder::Node(_) | Holder::Host(_) if !attrs.names_a_host() => return Ok(None),
             Holder::Node(record) => (Some(record.node.clone()), record.transports.clone()),
-            Holder::Host(_) if attrs.is_of(me.public_v4, me.public_v6) => return Ok(None),
+            _ if attrs.is_of(me.public_v4, me.public_v6) => return Ok(None),
             // A reservation whose host has not come yet says nothing of its backend.
-            Holder::Host(_) if self.leases[subnet].is_reservation() && attrs.backend.is_empty() => {
+            _ if entry.is_reservation() && attrs.backend.is_empty() => {
                 (None, attrs.transports(config).unwrap_or_default())
             }
-            Holder::Host(_) => (None, attrs.transports(config)?),
-            _ => return Ok(None),
+            _ => (None, attrs.transports(config)?),
         };
         let subnet = inside(subnet, config)?;
         if me.subnet.is_some_and(|mine| mine.overlaps(&subnet)) {
