@@ -42,7 +42,7 @@ pub enum Decision {
     /// Nothing: the store says what it should. Keep the two leases of etcd's alive.
     Hold(Tenure),
     /// Write lease and record in one transaction.
-    Claim(Claim),
+    Claim(Box<Claim>),
     /// Give a subnet up that we do not use, in one transaction.
     GiveUp(Subnet, Txn),
     /// Ask how long these leases of etcd's still have, and decide again.
@@ -415,7 +415,7 @@ impl View<'_> {
     }
 
     /// Lease and record as they should be, guarded by what is there now.
-    fn claim(&self, subnet: Subnet, stale: Vec<(Subnet, weft_store::Revision)>) -> Claim {
+    fn claim(&self, subnet: Subnet, stale: Vec<(Subnet, weft_store::Revision)>) -> Box<Claim> {
         let wish = self.wish;
         let lease = self.registry.lease(&subnet);
         let owner = self.registry.owner(&subnet);
@@ -437,7 +437,7 @@ impl View<'_> {
         };
         let both_families = self.config.v4.is_some() && self.config.v6.is_some();
         let rewrite = ours && together;
-        Claim {
+        Box::new(Claim {
             subnet,
             after: (both_families && !rewrite).then(|| self.registry.last_claim()),
             attrs: LeaseAttrs::of_host(self.config, wish.public_v4, wish.public_v6, &wish.transports),
@@ -452,7 +452,7 @@ impl View<'_> {
             stale,
             flannel_lease,
             owner_lease,
-        }
+        })
     }
 
     /// Something in our name that we do not use: a subnet taken by a write whose answer was lost, a

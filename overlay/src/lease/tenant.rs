@@ -28,7 +28,7 @@ pub enum Step {
     /// Find out how long these leases of etcd's still have, and step again.
     NeedAges(Vec<weft_store::LeaseId>),
     /// Grant what is needed and commit; then [`Tenant::committed`].
-    Claim(Claim),
+    Claim(Box<Claim>),
     /// Commit; then [`Tenant::committed`].
     GiveUp(Subnet, weft_store::Txn),
 }
