@@ -2,86 +2,11 @@
 //!
 //! Each case gets a network namespace of its own.
 
-use std::net::IpAddr;
+mod scene;
 
+use scene::*;
 use weft_kernel::net::*;
 use weft_kernel::netns::NetNs;
-
-fn name(raw: &str) -> LinkName {
-    raw.parse().unwrap()
-}
-
-fn ip(raw: &str) -> IpAddr {
-    raw.parse().unwrap()
-}
-
-fn mac(raw: &str) -> Mac {
-    raw.parse().unwrap()
-}
-
-/// A link as one would wish for it: up, everything else as it comes.
-fn link(raw: &str, kind: LinkKind) -> Link {
-    Link {
-        name: name(raw),
-        index: 0,
-        kind,
-        mac: None,
-        mtu: 1450,
-        up: true,
-        carrier: true,
-        alias: None,
-        master: None,
-    }
-}
-
-fn vxlan(raw: &str, vni: u32, local: &str) -> Link {
-    let vni = Vni::try_from(vni).unwrap();
-    let local = Some(ip(local));
-    let kind = LinkKind::Vxlan(Vxlan { vni, port: 8472, local, underlay: None, learning: false, gbp: false });
-    Link { mac: Some(mac("4e:11:00:00:00:01")), ..link(raw, kind) }
-}
-
-fn pair(host: &str, peer: &str) -> Change {
-    let (host, peer) = (link(host, LinkKind::Veth), link(peer, LinkKind::Veth));
-    Change::AddVethPair { host, peer, peer_netns: None }
-}
-
-fn address(on: &str, network: &str) -> Address {
-    Address { link: name(on), network: network.parse().unwrap() }
-}
-
-fn route(dst: &str) -> Route {
-    let dst: ipnetwork::IpNetwork = dst.parse().unwrap();
-    let metric = if dst.is_ipv6() { 1024 } else { 0 };
-    let key = RouteKey { table: 254, dst, metric };
-    Route {
-        key,
-        kind: RouteKind::Unicast,
-        protocol: 87,
-        via: None,
-        link: None,
-        onlink: false,
-        src: None,
-        mtu: None,
-    }
-}
-
-fn onlink(dst: &str, via: &str, link: &str) -> Route {
-    Route { via: Some(ip(via)), link: Some(name(link)), onlink: true, ..route(dst) }
-}
-
-fn neighbour(on: &str, addr: &str, raw: &str) -> Neighbour {
-    Neighbour { link: name(on), addr: ip(addr), mac: mac(raw), permanent: true }
-}
-
-fn fdb(on: &str, raw: &str, dst: &str) -> FdbEntry {
-    FdbEntry { link: name(on), mac: mac(raw), dst: ip(dst), permanent: true }
-}
-
-async fn must(net: &impl Net, changes: &[Change]) {
-    let failures = net.apply(changes).await;
-    assert!(failures.is_empty(), "{failures:#?}");
-}
 
 /// The scene most cases start from: an underlay and a VXLAN link on it.
 async fn tunnel(net: &impl Net) {

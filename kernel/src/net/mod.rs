@@ -3,11 +3,13 @@
 //! [`State`] is what a host holds (or should hold); [`Change`] is one step; [`Net`] is the seam;
 //! [`Event`] is what the kernel says when somebody changed something. Behind the seam: [`Rtnetlink`].
 
+mod absorb;
 mod events;
 mod names;
 mod rtnetlink;
 mod state;
 
+pub use absorb::Absorbed;
 pub use events::Events;
 pub use names::{BadLinkName, BadMac, BadVni, LinkName, Mac, Vni};
 pub use rtnetlink::{LinkStats, Rtnetlink};

@@ -48,6 +48,14 @@ pub struct Mac(pub [u8; 6]);
 #[error("`{0}` is no MAC address: six hexadecimal bytes with `:` between them")]
 pub struct BadMac(pub String);
 
+impl Mac {
+    /// Whether an FDB keeps a list of destinations for it, instead of one: the all-zero MAC (the default
+    /// entry) and multicast ones (drivers/net/vxlan/vxlan_core.c, `vxlan_fdb_update_existing`).
+    pub fn has_many_destinations(self) -> bool {
+        self.0 == [0; 6] || self.0[0] & 1 == 1
+    }
+}
+
 impl FromStr for Mac {
     type Err = BadMac;
     fn from_str(raw: &str) -> Result<Self, BadMac> {

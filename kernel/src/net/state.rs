@@ -13,7 +13,7 @@ use super::{LinkName, Mac, Vni};
 pub struct State {
     /// By name.
     pub links: BTreeMap<LinkName, Link>,
-    /// Addresses on links.
+    /// Addresses on links, once they may be used: IPv6 ones after duplicate address detection.
     pub addresses: BTreeSet<Address>,
     /// Of the addresses that are not simply permanent, what they are. Observed only, and not followed
     /// by events.

@@ -101,7 +101,7 @@ impl Apply<'_> {
             }
             Change::ReplaceFdb(entry) => {
                 let index = self.index(&entry.link)?;
-                if encode::has_many_destinations(entry.mac) {
+                if entry.mac.has_many_destinations() {
                     return self.only_destination(entry, index);
                 }
                 self.queue(nth, encode::replace_fdb(entry, index), encode::REPLACE);
@@ -275,7 +275,7 @@ impl Apply<'_> {
     fn has_address(&mut self, address: &Address) -> bool {
         let Ok((_, names)) = observe::links(self.socket) else { return false };
         let there = self.socket.dump(&encode::list_addresses(), |message| match message {
-            RouteNetlinkMessage::NewAddress(message) => decode::address(&message, &names),
+            RouteNetlinkMessage::NewAddress(message) => decode::any_address(&message, &names),
             _ => None,
         });
         there.is_ok_and(|there| there.into_iter().collect::<BTreeSet<_>>().contains(address))

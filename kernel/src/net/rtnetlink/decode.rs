@@ -148,7 +148,15 @@ fn is_tun(attributes: &[InfoTun]) -> bool {
     })
 }
 
+/// An address that is in use. One whose uniqueness is still being checked (IFA_F_TENTATIVE) is not there
+/// yet: nothing may use it, and the kernel tells of it only when the check is over
+/// (net/ipv6/addrconf.c, `addrconf_dad_completed`).
 pub(super) fn address(message: &AddressMessage, names: &Names) -> Option<Address> {
+    let unchecked = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Tentative));
+    if message.attributes.iter().any(unchecked) { None } else { any_address(message, names) }
+}
+
+pub(super) fn any_address(message: &AddressMessage, names: &Names) -> Option<Address> {
     let (mut local, mut far) = (None, None);
     for attribute in &message.attributes {
         match attribute {

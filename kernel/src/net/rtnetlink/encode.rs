@@ -22,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::net::{Address, FdbEntry, Link, LinkName, LinkPatch, Mac, Neighbour, Route, RouteKind, Vxlan};
+use crate::net::{Address, FdbEntry, Link, LinkName, LinkPatch, Neighbour, Route, RouteKind, Vxlan};
 
 pub(super) const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
@@ -268,11 +268,6 @@ fn fdb(entry: &FdbEntry, link: u32) -> NeighbourMessage {
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(entry.dst)));
     message
-}
-
-/// Whether an FDB entry for this MAC may have several destinations: all-zero (the default) or multicast.
-pub(super) fn has_many_destinations(mac: Mac) -> bool {
-    mac.0 == [0; 6] || mac.0[0] & 1 == 1
 }
 
 fn named(name: &LinkName) -> LinkMessage {

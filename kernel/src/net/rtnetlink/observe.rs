@@ -56,12 +56,12 @@ fn try_observe(socket: &mut Socket) -> Result<(State, bool), NetError> {
 
     let addresses = list(socket, "addresses", &encode::list_addresses(), |message| match message {
         RouteNetlinkMessage::NewAddress(message) => {
-            Some(decode::address(&message, &names).map(|address| (address, decode::passing(&message))))
+            complete &= names.contains_key(&message.header.index);
+            decode::address(&message, &names).map(|address| (address, decode::passing(&message)))
         }
         _ => None,
     })?;
-    complete &= addresses.iter().all(Option::is_some);
-    for (address, passing) in addresses.into_iter().flatten() {
+    for (address, passing) in addresses {
         state.passing.extend(passing.map(|passing| (address.clone(), passing)));
         state.addresses.insert(address);
     }
@@ -80,6 +80,8 @@ fn try_observe(socket: &mut Socket) -> Result<(State, bool), NetError> {
                     state.routes.insert(route.key.clone(), route);
                 }
                 SeenRoute::UnknownLink(_) => complete = false,
+                // The local table is the kernel's own.
+                SeenRoute::Other(key) if key.table == u32::from(libc::RT_TABLE_LOCAL) => {}
                 SeenRoute::Other(key) => {
                     state.opaque.insert(key);
                 }
