@@ -68,6 +68,12 @@ pub enum Conflict {
         /// The one we want.
         wanted: Box<Route>,
     },
+    /// A route that weft has no words for (several next hops, say) is where ours belongs.
+    #[error("a route that is not ours, of a kind weft does not make, is in the way of `{wanted}`; delete it")]
+    Opaque {
+        /// The one we want.
+        wanted: Box<Route>,
+    },
     /// Ours is there, and a second one under the same key, so that IPv6 spreads traffic over both.
     #[error("another route stands beside `{wanted}`, with the same destination and metric; delete it")]
     Twin {
@@ -198,6 +204,9 @@ fn routes(
             }
             Some(held) if !scope.owns_route(held, observed) => conflicts
                 .push(Conflict::Route { held: Box::new(held.clone()), wanted: Box::new(route.clone()) }),
+            None if observed.opaque.contains(key) => {
+                conflicts.push(Conflict::Opaque { wanted: Box::new(route.clone()) })
+            }
             _ => add.push(Change::ReplaceRoute(route.clone())),
         }
     }

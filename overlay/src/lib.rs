@@ -25,7 +25,9 @@ pub mod probe;
 pub mod registry;
 pub mod settings;
 pub mod subnet_file;
+pub mod takeover;
 pub mod udp;
+pub mod underlay;
 
 #[cfg(test)]
 mod fixtures;

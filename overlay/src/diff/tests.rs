@@ -108,7 +108,7 @@ fn holds_what_it_should(desired: &Desired, after: &State, first: &Diff) -> Resul
         .filter_map(|conflict| match conflict {
             Conflict::Name { name, .. } => Some(name),
             Conflict::Vni { wanted, .. } => Some(wanted),
-            Conflict::Route { .. } | Conflict::Twin { .. } => None,
+            Conflict::Route { .. } | Conflict::Twin { .. } | Conflict::Opaque { .. } => None,
         })
         .chain(&first.awaited)
         .collect();
