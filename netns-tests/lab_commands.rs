@@ -96,10 +96,11 @@ fn clusters_of_different_names_stand_side_by_side_and_end_together() {
 fn wrong_usage_touches_nothing() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let person = Person { labs: dir.path() };
-    let table: [(&[&str], &str, i32); 6] = [
+    let table: [(&[&str], &str, i32); 7] = [
         (&["up", "--backend", "vlan"], "--backend: `vlan` is none of vxlan, host-gw, udp", 2),
         (&["up", "--hosts", "0"], "--hosts", 2),
         (&["up", "--name", "Not/A/Name"], "bad name `Not/A/Name`", 1),
+        (&["down", "--name", "../etc"], "bad name `../etc`", 1),
         (&["up", "--etcd-members", "2"], "2 etcd members; use 0, 1 or 3", 1),
         (&["down", "--all", "--name", "x"], "--all", 2),
         (&["exec", "--name", "t-nowhere", "ash", "--", "true"], "no lab `t-nowhere`", 1),

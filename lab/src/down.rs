@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use weft_kernel::netns::NetNs;
 
+use crate::layout::check_lab_name;
 use crate::record::{self, Home};
 use crate::wait::{TimedOut, wait_for};
 use crate::{LabError, netns};
@@ -37,6 +38,7 @@ pub fn list(labs: &Path) -> Result<Vec<String>, LabError> {
 
 /// Takes a lab down, crashed or not. `Ok(false)` if there is none of this name.
 pub fn down(labs: &Path, name: &str) -> Result<bool, LabError> {
+    check_lab_name(name)?;
     let home = Home::of(labs, name);
     if home.read()?.is_none() {
         return Ok(false);

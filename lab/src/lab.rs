@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::builder::Builder;
-use crate::layout::{Layout, Node, Role, Spec};
+use crate::layout::{Layout, Node, Role, Spec, check_lab_name};
 use crate::process::ProcessId;
 use crate::record::{Home, Record};
 use crate::{Etcd, Host, LabError, Place, Pod, down, netns};
@@ -54,6 +54,7 @@ impl Lab {
 
     /// A lab that is up. It stays when this handle is dropped.
     pub fn open(labs: &Path, name: &str) -> Result<Self, LabError> {
+        check_lab_name(name)?;
         let home = Home::of(labs, name);
         let spec = home.existing()?.spec;
         let layout = Layout::of(&spec)?;

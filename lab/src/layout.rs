@@ -118,7 +118,7 @@ pub struct Layout {
 impl Layout {
     /// Lays a lab out, or says what does not fit.
     pub fn of(spec: &Spec) -> Result<Self, LabError> {
-        check_name(&spec.name, LONGEST_LAB)?;
+        check_lab_name(&spec.name)?;
         let bad = |why: String| LabError::BadSpec { lab: spec.name.clone(), why };
         if spec.hosts.len() > MAX_HOSTS {
             return Err(bad(format!("{} hosts; at most {MAX_HOSTS} fit", spec.hosts.len())));
@@ -296,6 +296,11 @@ fn addresses(link: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> String {
     format!(
         "addr add {v4}/{PREFIX_V4} dev {link}\naddr add {v6}/{PREFIX_V6} dev {link} nodad\nlink set {link} up\n"
     )
+}
+
+/// A lab's name is a directory's and the beginning of namespaces' names.
+pub(crate) fn check_lab_name(name: &str) -> Result<(), LabError> {
+    check_name(name, LONGEST_LAB)
 }
 
 fn check_host_name(name: &str) -> Result<(), LabError> {

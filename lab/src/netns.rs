@@ -19,9 +19,14 @@ pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(netns::RUN_DIR).join(name)
 }
 
-/// Makes a namespace whose loopback is up.
+/// Makes a namespace.
 pub(crate) fn add(name: &str) -> Result<(), LabError> {
-    NetNs::create(name)?;
+    Ok(NetNs::create(name).map(drop)?)
+}
+
+/// Makes a namespace whose loopback is up.
+pub(crate) fn add_with_loopback(name: &str) -> Result<(), LabError> {
+    add(name)?;
     batch(name, "link set lo up\n")
 }
 

@@ -47,7 +47,7 @@ impl Host {
             lab.namespaces.push(record.netns.clone());
             lab.pods.push(record.clone());
         })?;
-        let added = netns::add(&record.netns).and_then(|()| self.cni("ADD", &record));
+        let added = netns::add_with_loopback(&record.netns).and_then(|()| self.cni("ADD", &record));
         match added.and_then(|result| Ok((addresses(&result)?, result))) {
             Ok((addresses, result)) => {
                 (record.addresses, record.result) = (addresses, result);
@@ -83,7 +83,7 @@ impl Host {
     pub fn namespace(&self, name: &str) -> Result<Place, LabError> {
         let netns = pod_netns(&self.node, name)?;
         self.lab.home.update(|lab| lab.namespaces.push(netns.clone()))?;
-        netns::add(&netns)?;
+        netns::add_with_loopback(&netns)?;
         Ok(Place::new(self.lab.clone(), format!("{}/{name}", self.name()), netns, vec![]))
     }
 
