@@ -3,12 +3,19 @@
 //! - [`plan`] makes the table `inet weft-<network>`: masquerade, anti-spoofing, and no connection
 //!   tracking for tunnel packets. Every rule carries its reason as a comment that `nft list` shows.
 //!
-//! There is no accept rule for forwarded packets: a packet must pass every table, so ours could not
-//! overrule another one's drop, and nothing in ours drops what it should not.
+//! Beside the table:
+//!
+//! - [`forward`] finds where iptables (Docker, above all) drops forwarded packets, and opens it for
+//!   the pod network. Our own table cannot: a packet must pass every table. For the same reason it
+//!   has no rule that accepts forwarded packets; it would do nothing.
+//! - [`leftovers`] removes what flanneld leaves behind.
 //!
 //! When a peer comes, goes or changes, or a pod does, only elements of sets differ between the old
 //! plan and the new one, so `weft_kernel::nft::diff` gives a change of a few bytes.
 
+pub mod forward;
+pub mod iptables;
+pub mod leftovers;
 mod masquerade;
 mod spoofing;
 
@@ -292,3 +299,6 @@ fn add_chain(
 fn set_name(raw: &str) -> SetName {
     raw.parse().expect("the names of sets are letters, digits and underscores")
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 //! Each test runs in network namespaces of its own. Needs root.
 
 mod golden;
+mod iptables;
 mod masquerade;
 mod spoofing;
 mod world;
