@@ -170,7 +170,7 @@ pub fn decide(
     if wish.public_v4.is_none() && wish.public_v6.is_none() {
         return Decision::Wait(Waiting::NoAddress);
     }
-    if let Some(address) = view.double() {
+    if let Some(address) = wish.is_doubled(registry) {
         return Decision::Wait(Waiting::DuplicateNode { node: wish.node.clone(), address });
     }
     let drained = registry.is_drained(&wish.node);
@@ -193,6 +193,19 @@ pub fn decide(
     }
 }
 
+impl Wish {
+    /// Where another run with our node id lives that is not on this host: machine ids get cloned with
+    /// disks. Our own earlier run at another address looks the same until its liveness runs out.
+    pub(super) fn is_doubled(&self, registry: &Registry) -> Option<String> {
+        let record = registry.live_entry(&self.node)?.record.as_ref()?;
+        let ours = record.instance == self.instance
+            || (record.public_v4.is_some() && record.public_v4 == self.public_v4)
+            || (record.public_v6.is_some() && record.public_v6 == self.public_v6);
+        let address = record.public_v4.map(IpAddr::V4).or(record.public_v6.map(IpAddr::V6))?;
+        (!ours).then(|| address.to_string())
+    }
+}
+
 /// Everything the rules look at.
 struct View<'a> {
     registry: &'a Registry,
@@ -201,18 +214,6 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Where another run with our node id lives that is not on this host: machine ids get cloned with
-    /// disks. Our own earlier run at another address looks the same until its liveness runs out.
-    fn double(&self) -> Option<String> {
-        let record = self.registry.live_entry(&self.wish.node)?.record.as_ref()?;
-        let ours = record.instance == self.wish.instance
-            || (record.public_v4.is_some() && record.public_v4 == self.wish.public_v4)
-            || (record.public_v6.is_some() && record.public_v6 == self.wish.public_v6);
-        let v4 = record.public_v4.map(IpAddr::V4);
-        let address = v4.or(record.public_v6.map(IpAddr::V6))?;
-        (!ours).then(|| address.to_string())
-    }
-
     /// A subnet that we hold or that the store gives us: is all as it should be?
     fn judge(&self, subnet: Subnet, draining: bool, held: bool) -> Decision {
         let lost = |by| Decision::Lost(Loss { subnet, by });

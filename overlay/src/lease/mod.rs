@@ -68,17 +68,21 @@
 //! # Files
 //!
 //! `decide` has every rule, pure; `allocate` picks; `claim` is the one write; `tenant` is a host's side
-//! without I/O; `driver` runs it against a store and keeps the etcd leases alive.
+//! without I/O; `driver` runs it against a store and keeps the etcd leases alive; `live` says that the
+//! daemon runs.
 
 mod allocate;
 mod claim;
 mod decide;
+mod driver;
+mod live;
 #[cfg(test)]
 mod sim;
 mod tenant;
 
 pub use claim::{Bind, Claim};
 pub use decide::{Ages, Decision, Loss, LostBy, Tenure, Waiting, Wish, decide};
+pub use driver::{Intent, LeaseState, Leasing, Times};
 pub use tenant::{Step, Tenant};
 
 use std::time::Duration;
