@@ -33,8 +33,4 @@ mod properties;
 
 pub use counters::{Counters, PeerCounters, TunnelCounters};
 pub use peers::{PeerEnd, PeerTable};
-pub use pmtu::{OVERHEAD_V4, OVERHEAD_V6};
 pub use tunnel::{Tunnel, TunnelError, TunnelOptions};
-
-/// The port of flannel's udp backend (its pkg/backend/udp).
-pub const DEFAULT_PORT: u16 = 8285;

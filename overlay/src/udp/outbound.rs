@@ -22,7 +22,7 @@ use weft_kernel::tun::{SegmentKind, VnetHeader};
 use super::batch::{Batch, Piece, Run};
 use super::icmp::{Complaint, IPV6_MIN_MTU, RateLimit, answer};
 use super::packet::{Packet, destination};
-use super::peers::{Peer, Routes};
+use super::peers::{Routes, Target};
 use super::pmtu::PathLimits;
 use super::socket::{Message, Sender, Socket};
 use super::split::{finish_checksum, split};
@@ -116,7 +116,7 @@ impl Outbound {
             return;
         }
         let peer = routes.to(dst);
-        let limit = peer.and_then(|peer| self.wire.limits.of(routes.peers()[peer].endpoint, Instant::now));
+        let limit = peer.and_then(|peer| self.wire.limits.of(routes.targets()[peer].endpoint, Instant::now));
         let Some(segmentation) = vnet.segmentation else {
             if let Some(checksum) = vnet.checksum
                 && finish_checksum(checksum, bytes).is_err()
@@ -169,7 +169,7 @@ impl Wire {
         let all = batch.slices();
         let mut rest = batch.runs();
         while let Some(first) = rest.first() {
-            let peer = &routes.peers()[first.peer];
+            let peer = &routes.targets()[first.peer];
             let Some(socket) = shared.socket_for(peer.endpoint) else {
                 peer.counters.drop_send_failed.add(first.count);
                 rest = &rest[1..];
@@ -181,12 +181,12 @@ impl Wire {
                 continue;
             }
             let together = rest.iter().take_while(|run| {
-                let endpoint = routes.peers()[run.peer].endpoint;
+                let endpoint = routes.targets()[run.peer].endpoint;
                 !run.oversize && endpoint.is_ipv4() == peer.endpoint.is_ipv4()
             });
             let messages: Vec<Message<'_>> = together
                 .map(|run| Message {
-                    to: routes.peers()[run.peer].endpoint,
+                    to: routes.targets()[run.peer].endpoint,
                     segment: (run.count > 1).then_some(run.segment as u16),
                     pieces: run.slices(&all),
                 })
@@ -194,7 +194,7 @@ impl Wire {
             match self.sender.send(socket, &messages) {
                 Ok(sent) => {
                     for run in &rest[..sent] {
-                        let counters = &routes.peers()[run.peer].counters;
+                        let counters = &routes.targets()[run.peer].counters;
                         counters.sent_packets.add(run.count);
                         counters.sent_bytes.add(run.len);
                     }
@@ -219,7 +219,7 @@ impl Wire {
     fn refused(
         &mut self,
         routes: &Routes,
-        peer: &Peer,
+        peer: &Target,
         socket: &Socket,
         run: &Run,
         pieces: &[IoSlice<'_>],
@@ -253,7 +253,7 @@ impl Wire {
     fn one_by_one(
         &mut self,
         routes: &Routes,
-        peer: &Peer,
+        peer: &Target,
         socket: &Socket,
         run: &Run,
         pieces: &[IoSlice<'_>],
@@ -274,7 +274,7 @@ impl Wire {
     fn one(
         &mut self,
         routes: &Routes,
-        peer: &Peer,
+        peer: &Target,
         socket: &Socket,
         bytes: &[u8],
         told: &mut Option<(IpAddr, IpAddr)>,
@@ -355,7 +355,7 @@ impl Wire {
     }
 }
 
-fn count_sent(peer: &Peer, bytes: &[u8]) {
+fn count_sent(peer: &Target, bytes: &[u8]) {
     peer.counters.sent_packets.add(1);
     peer.counters.sent_bytes.add(bytes.len());
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::counters::PeerLive;
-use crate::model::Subnet;
+use crate::model::{Model, Peer, Subnet};
+use crate::plan::UdpPlan;
 
 /// Everything the data path has to know of the network. Plain data; [`super::Tunnel::update`]
 /// swaps it live.
@@ -27,19 +28,44 @@ pub struct PeerTable {
 }
 
 /// The other end of a tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerEnd {
-    /// Where packets for its subnet are sent.
-    pub endpoint: SocketAddr,
-    /// Its public addresses, the endpoint's included or not: the outer sources its packets may
-    /// come from, and inner sources that it may use.
+    /// Where packets for its IPv4 subnet are sent; `None`: not by this tunnel.
+    pub v4_by: Option<SocketAddr>,
+    /// The same for its IPv6 subnet. The outer family need not be the inner one.
+    pub v6_by: Option<SocketAddr>,
+    /// Its public addresses, those above included or not: the outer sources its packets may come
+    /// from, and inner sources that it may use.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+impl PeerTable {
+    /// The table for what was planned. A peer that we reach in another way may still send by this
+    /// tunnel (it decides for itself), so all are in.
+    pub fn new(model: &Model, plan: &UdpPlan) -> Self {
+        let by = |network: Option<IpNetwork>| network.and_then(|n| plan.peers.get(&n).copied());
+        let end = |peer: &Peer| PeerEnd {
+            v4_by: by(peer.subnet.v4.map(IpNetwork::V4)),
+            v6_by: by(peer.subnet.v6.map(IpNetwork::V6)),
+            addresses: peer.addresses().collect(),
+        };
+        let v4 = model.config.v4.map(|pool| IpNetwork::V4(pool.network));
+        let v6 = model.config.v6.map(|pool| IpNetwork::V6(pool.network));
+        Self {
+            own: model.me.subnet.unwrap_or(Subnet { v4: None, v6: None }),
+            networks: v4.into_iter().chain(v6).collect(),
+            peers: model.peers.iter().map(|(subnet, peer)| (*subnet, end(peer))).collect(),
+            anti_spoofing: model.anti_spoofing,
+            extra_sources: model.extra_sources.clone(),
+        }
+    }
 }
 
 /// A [`PeerTable`], compiled. Immutable: a change is a new one.
 #[derive(Debug)]
 pub(super) struct Routes {
-    peers: Vec<Peer>,
+    peers: Vec<Source>,
+    targets: Vec<Target>,
     v4: Ranges,
     v6: Ranges,
     /// By outer source address. Several peers may share one behind a NAT.
@@ -50,16 +76,23 @@ pub(super) struct Routes {
     extra_sources: Vec<IpNetwork>,
 }
 
-/// One peer, compiled.
+/// One peer, as whence packets come.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct Source {
     /// What it leases.
     pub(super) subnet: Subnet,
-    /// Where its packets go.
-    pub(super) endpoint: SocketAddr,
     /// What has happened to its packets.
     pub(super) counters: Arc<PeerLive>,
-    sources: Vec<IpNetwork>,
+    networks: Vec<IpNetwork>,
+}
+
+/// One peer's subnet, as whither packets go.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Where they are sent.
+    pub(super) endpoint: SocketAddr,
+    /// The peer's.
+    pub(super) counters: Arc<PeerLive>,
 }
 
 /// Why a received packet is not taken in.
@@ -87,42 +120,43 @@ impl Routes {
             .flat_map(|routes| &routes.peers)
             .map(|peer| (peer.subnet, &peer.counters))
             .collect();
-        let peers: Vec<Peer> = table
-            .peers
-            .iter()
-            .map(|(subnet, end)| Peer {
-                subnet: *subnet,
-                endpoint: end.endpoint,
-                counters: old.get(subnet).map_or_else(Arc::default, |live| Arc::clone(live)),
-                sources: subnet.networks().chain(end.addresses.iter().map(|addr| (*addr).into())).collect(),
-            })
-            .collect();
-        let mut senders: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-        for (index, end) in table.peers.values().enumerate() {
-            let outer: BTreeSet<IpAddr> =
-                end.addresses.iter().copied().chain([end.endpoint.ip()]).map(|a| a.to_canonical()).collect();
-            for address in outer {
-                senders.entry(address).or_default().push(index);
-            }
-        }
-        let networks_of = |v4: bool| {
-            let all = peers.iter().enumerate();
-            all.flat_map(|(index, peer)| peer.subnet.networks().map(move |network| (network, index)))
-                .filter(move |(network, _)| network.is_ipv4() == v4)
-        };
-        Self {
-            v4: Ranges::new(networks_of(true)),
-            v6: Ranges::new(networks_of(false)),
-            senders,
+        let mut routes = Self {
+            peers: Vec::new(),
+            targets: Vec::new(),
+            v4: Ranges::default(),
+            v6: Ranges::default(),
+            senders: HashMap::new(),
             own: table.own,
             networks: table.networks.iter().copied().collect(),
             anti_spoofing: table.anti_spoofing,
             extra_sources: table.extra_sources.iter().copied().collect(),
-            peers,
+        };
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (index, (subnet, end)) in table.peers.iter().enumerate() {
+            let counters = old.get(subnet).map_or_else(Arc::default, |live| Arc::clone(live));
+            let ways = [(subnet.v4.map(IpNetwork::V4), end.v4_by), (subnet.v6.map(IpNetwork::V6), end.v6_by)];
+            for (network, by) in ways {
+                if let (Some(network), Some(endpoint)) = (network, by) {
+                    let spans = if network.is_ipv4() { &mut v4 } else { &mut v6 };
+                    spans.push((network, routes.targets.len()));
+                    routes.targets.push(Target { endpoint, counters: Arc::clone(&counters) });
+                }
+            }
+            let endpoints = [end.v4_by, end.v6_by].into_iter().flatten().map(|endpoint| endpoint.ip());
+            let outer = end.addresses.iter().copied().chain(endpoints);
+            for address in outer.map(|address| address.to_canonical()).collect::<BTreeSet<_>>() {
+                routes.senders.entry(address).or_default().push(index);
+            }
+            let addresses = end.addresses.iter().map(|address| (*address).into());
+            let networks = subnet.networks().chain(addresses).collect();
+            routes.peers.push(Source { subnet: *subnet, counters, networks });
         }
+        routes.v4 = Ranges::new(v4.into_iter());
+        routes.v6 = Ranges::new(v6.into_iter());
+        routes
     }
 
-    /// The peer that holds an inner destination: longest prefix first.
+    /// Which target an inner destination belongs to: longest prefix first.
     pub(super) fn to(&self, dst: IpAddr) -> Option<usize> {
         match dst {
             IpAddr::V4(dst) => self.v4.find(u32::from(dst).into()),
@@ -130,8 +164,13 @@ impl Routes {
         }
     }
 
-    /// All peers, in the order that the other calls' indexes mean.
-    pub(super) fn peers(&self) -> &[Peer] {
+    /// The targets, by the number that [`Routes::to`] gives.
+    pub(super) fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// The peers, by the number that [`Routes::admit`] gives.
+    pub(super) fn peers(&self) -> &[Source] {
         &self.peers
     }
 
@@ -148,12 +187,12 @@ impl Routes {
         src: IpAddr,
         dst: IpAddr,
     ) -> Result<Option<usize>, Refusal> {
-        let owns = |index: &&usize| self.peers[**index].sources.iter().any(|network| network.contains(src));
+        let owns = |index: &&usize| self.peers[**index].networks.iter().any(|network| network.contains(src));
         let peer = match senders.iter().find(owns).or(senders.first()).copied() {
             None if self.anti_spoofing => return Err(Refusal::UnknownSender),
             None => None,
             Some(peer) => {
-                let known = self.peers[peer].sources.iter().chain(&self.extra_sources);
+                let known = self.peers[peer].networks.iter().chain(&self.extra_sources);
                 if self.anti_spoofing && !known.into_iter().any(|network| network.contains(src)) {
                     return Err(Refusal::Spoofed { peer });
                 }
@@ -255,7 +294,8 @@ mod tests {
 
     fn end(addresses: &[&str]) -> PeerEnd {
         let addresses: BTreeSet<IpAddr> = addresses.iter().map(|raw| raw.parse().unwrap()).collect();
-        PeerEnd { endpoint: SocketAddr::new(*addresses.first().unwrap(), 8285), addresses }
+        let by = Some(SocketAddr::new(*addresses.first().unwrap(), 8285));
+        PeerEnd { v4_by: by, v6_by: by, addresses }
     }
 
     fn table() -> PeerTable {

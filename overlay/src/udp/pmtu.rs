@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// What IPv4 and UDP take from the outer MTU (RFC 791, RFC 768).
-pub const OVERHEAD_V4: u16 = 20 + 8;
-/// What IPv6 and UDP take from the outer MTU (RFC 8200, RFC 768).
-pub const OVERHEAD_V6: u16 = 40 + 8;
+use crate::model::Family;
+use crate::mtu;
+use crate::plan::{Transport, Way};
 
 /// How long a limit is believed before the kernel is asked again. The kernel keeps what it learned
 /// for ten minutes (`net.ipv4.route.mtu_expires`); asking costs one refused packet.
@@ -29,8 +28,8 @@ impl PathLimits {
 
     /// The kernel said what the outer path takes. Returns the longest inner packet.
     pub(super) fn learn(&mut self, peer: SocketAddr, path_mtu: u32, now: Instant) -> usize {
-        let overhead = if peer.ip().to_canonical().is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        let limit = (path_mtu as usize).saturating_sub(overhead.into());
+        let way = Way { transport: Transport::Udp, outer: Family::of(peer.ip()) };
+        let limit = path_mtu.saturating_sub(mtu::overhead(way)) as usize;
         self.0.retain(|_, (_, until)| now < *until);
         self.0.insert(peer, (limit, now + BELIEVED));
         limit

@@ -77,7 +77,7 @@ fn ready(from: BorrowedFd<'_>, stop: &EventFd) -> bool {
 fn send(socket: &UdpSocket, routes: &Routes, packet: &[u8]) {
     if let Some(peer) = destination(packet).and_then(|dst| routes.to(dst)) {
         // A lost packet is what a network does; the bench sees it in the throughput.
-        let _ = socket.send_to(packet, routes.peers()[peer].endpoint);
+        let _ = socket.send_to(packet, routes.targets()[peer].endpoint);
     }
 }
 

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use weft_kernel::sysctl::{Family, Sysctl};
 use weft_kernel::tun::Tun;
 
 use super::counters::{Counters, TunnelLive};
@@ -125,8 +126,7 @@ impl Tunnel {
 
     /// Puts another table into force, without a pause. Peers that stay keep their counters.
     pub fn update(&self, peers: &PeerTable) {
-        let routes = Routes::compile(peers, Some(&self.shared.routes.load()));
-        self.shared.routes.store(Arc::new(routes));
+        self.shared.routes.rcu(|before| Routes::compile(peers, Some(before)));
     }
 
     /// All counters as they are now.
@@ -215,8 +215,8 @@ impl Shared {
 }
 
 fn accept_own_icmp(tun: &Tun) {
-    let path = format!("/proc/sys/net/ipv4/conf/{}/accept_local", tun.name());
-    if let Err(error) = std::fs::write(&path, "1") {
-        tracing::warn!(%path, %error, "cannot be set: pods will not hear of unreachable destinations");
+    let setting = Sysctl::of_link(Family::V4, tun.name(), "accept_local");
+    if let Err(error) = setting.set("1") {
+        tracing::warn!(%setting, %error, "cannot be set: pods will not hear of unreachable destinations");
     }
 }
