@@ -17,6 +17,7 @@ pub mod identity;
 pub mod key;
 pub mod lease;
 pub mod lease_attrs;
+pub mod membership;
 pub mod model;
 pub mod mtu;
 pub mod options;
