@@ -17,6 +17,7 @@
 //! lab is as easy to remove as a healthy one. Everything blocks and is bounded in time.
 
 mod builder;
+pub mod demo;
 mod down;
 mod error;
 mod etcd;

@@ -24,6 +24,7 @@ pub mod options;
 pub mod plan;
 pub mod probe;
 pub mod registry;
+pub mod run;
 pub mod settings;
 pub mod subnet_file;
 pub mod takeover;

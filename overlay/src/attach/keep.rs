@@ -1,12 +1,14 @@
 //! Pods' wires as the daemon keeps them: healed where something is missing, taken down where the
 //! subnet is no longer ours. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use weft_kernel::net::{Change, LinkPatch, State};
+use ipnetwork::IpNetwork;
+use weft_kernel::net::{Address, Change, Link, LinkKind, LinkName, LinkPatch, State};
 
 use super::records::Record;
-use super::site::Site;
+use super::site::{Site, bridge_address};
 use super::wiring::{HostSide, host_side};
 
 /// What must change on the host.
@@ -24,9 +26,8 @@ pub struct Keeping {
 pub fn keep(site: Option<&Site>, records: &[Record], observed: &State) -> Keeping {
     let mut keeping = Keeping::default();
     for record in records {
-        let ours = |addr: &std::net::IpAddr| {
-            site.is_some_and(|site| site.subnets.iter().any(|subnet| subnet.contains(*addr)))
-        };
+        let ours =
+            |addr: &IpAddr| site.is_some_and(|site| site.subnets.iter().any(|subnet| subnet.contains(*addr)));
         if let Some(stray) = record.addresses.iter().find(|addr| !ours(addr)) {
             let why = format!("pod {} has {stray}, which is in no subnet of this host", record.id);
             keeping.stranded.insert(record.id.clone(), why);
@@ -36,6 +37,55 @@ pub fn keep(site: Option<&Site>, records: &[Record], observed: &State) -> Keepin
         }
     }
     keeping
+}
+
+/// The bridge that pods' wires end on, in bridge mode, with the subnets' first addresses.
+pub fn bridge(site: &Site, observed: &State) -> Vec<Change> {
+    let Some(Ok(name)) = site.bridge.as_deref().map(str::parse::<LinkName>) else { return Vec::new() };
+    let alias = format!("weft:{}:bridge", site.network);
+    let mut changes = Vec::new();
+    match observed.links.get(&name) {
+        None => changes.push(Change::AddLink(Link {
+            name: name.clone(),
+            index: 0,
+            kind: LinkKind::Bridge,
+            mac: None,
+            mtu: site.mtu,
+            up: true,
+            carrier: true,
+            alias: Some(alias),
+            master: None,
+        })),
+        // Somebody else's link of that name: pods cannot be wired to it, and it is not ours to change.
+        Some(there) if there.alias.as_deref() != Some(alias.as_str()) => return Vec::new(),
+        Some(there) => {
+            let patch = LinkPatch {
+                mtu: (there.mtu != site.mtu).then_some(site.mtu),
+                up: (!there.up).then_some(true),
+                ..LinkPatch::default()
+            };
+            if patch != LinkPatch::default() {
+                changes.push(Change::SetLink(name.clone(), patch));
+            }
+        }
+    }
+    let wanted: BTreeSet<Address> = site
+        .subnets
+        .iter()
+        .filter_map(|subnet| IpNetwork::new(bridge_address(*subnet)?, subnet.prefix()).ok())
+        .map(|network| Address { link: name.clone(), network })
+        .collect();
+    let link_local =
+        |address: &Address| matches!(address.network.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let there: BTreeSet<Address> = observed
+        .addresses
+        .iter()
+        .filter(|address| address.link == name && !link_local(address))
+        .cloned()
+        .collect();
+    changes.extend(wanted.difference(&there).cloned().map(Change::AddAddress));
+    changes.extend(there.difference(&wanted).cloned().map(Change::DeleteAddress));
+    changes
 }
 
 /// The link goes down, and its routes go by themselves: nothing reaches the pod and the pod reaches
@@ -79,7 +129,6 @@ mod tests {
     use super::super::wiring::host_link;
     use super::*;
     use crate::believe;
-    use weft_kernel::net::Link;
 
     fn site() -> Site {
         Site {
@@ -133,6 +182,32 @@ mod tests {
         }
         assert_eq!(state, wired(&pod));
         assert_eq!(keep(Some(&site()), &[pod], &state), Keeping::default());
+    }
+
+    #[test]
+    fn the_bridge_is_made_healed_and_moves_with_the_subnet() {
+        let of = |subnet: &str| Site {
+            mode: Mode::Bridge,
+            bridge: Some("weft-br".into()),
+            subnets: vec![subnet.parse().unwrap()],
+            ..site()
+        };
+        let mut state = State::default();
+        for subnet in ["10.42.7.0/24", "10.42.9.0/24"] {
+            for change in bridge(&of(subnet), &state) {
+                believe::apply(&mut state, &change);
+            }
+            let first = Address {
+                link: "weft-br".parse().unwrap(),
+                network: subnet.replace(".0/", ".1/").parse().unwrap(),
+            };
+            assert_eq!(state.addresses.iter().collect::<Vec<_>>(), [&first]);
+            assert_eq!(bridge(&of(subnet), &state), vec![]);
+        }
+        state.links.values_mut().for_each(|link| link.up = false);
+        assert_eq!(bridge(&of("10.42.9.0/24"), &state).len(), 1);
+        state.links.values_mut().for_each(|link| link.alias = None);
+        assert_eq!(bridge(&of("10.42.9.0/24"), &state), vec![], "not ours");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! usage.
 
 pub mod cni;
+pub mod demo;
 pub mod docker_opts;
 pub mod down;
 pub mod error;
@@ -42,6 +43,8 @@ pub struct Cli {
 #[derive(Subcommand)]
 #[allow(missing_docs)]
 pub enum Command {
+    Overlay(Box<overlay::Args>),
+    Demo(demo::Args),
     Up(up::Args),
     Ps(ps::Args),
     Exec(exec::Args),
@@ -83,6 +86,8 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Err(error) => return Err(CliError::of_clap(&error, &sources)),
     };
     match cli.command {
+        Command::Overlay(args) => overlay::run(*args, &sources, env),
+        Command::Demo(args) => demo::run(args),
         Command::Up(args) => up::run(args),
         Command::Ps(args) => ps::run(args),
         Command::Exec(args) => exec::run(args),

@@ -2,15 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args as _;
 use ipnetwork::IpNetwork;
+use weft_daemon::Env;
 use weft_daemon::log::Format;
 use weft_overlay::attach::range::Range;
 use weft_overlay::attach::site::Mode;
 use weft_overlay::model::NodeId;
 use weft_overlay::options::{LinkPattern, LinkRef, NetworkName, Options, UnderlayChoice};
+use weft_overlay::run::RunError;
 
 use super::error::CliError;
 use super::flags::Sources;
@@ -248,6 +251,27 @@ pub struct Settings {
     pub verbosity: u8,
     /// Flags that were given and change nothing, to be said in the log.
     pub ignored: Vec<String>,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When what it was told cannot be used, or it cannot start.
+pub fn run(args: Args, sources: &Sources, env: &Env) -> Result<ExitCode, CliError> {
+    let Settings { options, log_format, verbosity, ignored } = args.settings(sources)?;
+    weft_daemon::log::init(log_format, verbosity, env).map_err(CliError::usage)?;
+    for line in ignored {
+        tracing::warn!("{line}");
+    }
+    tracing::info!(version = super::VERSION, network = %options.network, "weft overlay");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match runtime.block_on(weft_overlay::run::run(options, env)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ (RunError::Options(_) | RunError::Store(_))) => {
+            Err(CliError::usage(weft_daemon::log::chain(&error)))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Args {

@@ -1,0 +1,40 @@
+//! What the daemon answers on its socket, beside health and metrics: `weft peers` and `weft diff`.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use weft_daemon::http::{Response, Router, StatusCode};
+use weft_kernel::net::{Net as _, Rtnetlink};
+
+use super::status::{self, Status};
+use crate::plan::Desired;
+
+/// `GET /peers`: the last pass, told. `GET /diff`: what the kernel lacks or has too much, by a fresh look.
+pub(super) fn router(
+    status: watch::Receiver<Arc<Status>>,
+    planned: watch::Receiver<Option<Arc<Desired>>>,
+    net: Rtnetlink,
+) -> Router {
+    let peers = move |_| {
+        let status = Arc::clone(&status.borrow());
+        async move { Response::json(&*status) }
+    };
+    let diff = move |_| {
+        let (desired, net) = (planned.borrow().clone(), net.clone());
+        async move {
+            let Some(desired) = desired else {
+                return Response::error(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "nothing is planned yet: see `/readyz`",
+                );
+            };
+            match net.observe().await {
+                Ok(observed) => Response::json(&status::drift(&desired.kernel, &observed, &desired.scope)),
+                Err(error) => {
+                    Response::error(StatusCode::INTERNAL_SERVER_ERROR, weft_daemon::log::chain(&error))
+                }
+            }
+        }
+    };
+    Router::new().get("/peers", peers).get("/diff", diff)
+}

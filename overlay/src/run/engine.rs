@@ -1,0 +1,607 @@
+//! One pass of the daemon: look at everything, plan, apply what differs, say how it went.
+//!
+//! A pass decides nothing by itself: what should be comes out of `plan` and its like, and each step
+//! goes on when another has failed, because half a network is better than none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use tokio::sync::watch;
+use tracing::{info, warn};
+use weft_daemon::health::Health;
+use weft_kernel::net::{Failure, LinkName, State};
+use weft_kernel::nft;
+use weft_kernel::tun::{Framing, Tun};
+
+use super::assemble;
+use super::files::Files;
+use super::filter::Filter;
+use super::kernel::Kernel;
+use super::members::Members;
+use super::numbers::Numbers;
+use super::status::{self, Status};
+use crate::attach::keep::{self, Keeping};
+use crate::attach::records::{Record, Records};
+use crate::attach::site::{Mode, Site};
+use crate::config::{LiveChange, NetworkConfig, live_change};
+use crate::diff::{Conflict, diff};
+use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
+use crate::lease::{Intent, LeaseState, Leasing, Wish};
+use crate::model::{Family, Me, Model, NodeId, Subnet};
+use crate::options::Options;
+use weft_store::Store;
+
+use crate::plan::{Desired, End, Scope, Sysctl, Transport, keep_router_advertisements, plan};
+use crate::probe::{Outcomes, Target};
+use crate::registry::{Known, Registry};
+use crate::settings::Settings;
+use crate::takeover;
+use crate::udp::{PeerTable, Tunnel, TunnelOptions};
+use crate::underlay::{self, Wanted};
+
+/// Everything one daemon has in hand.
+pub(super) struct Engine {
+    pub(super) options: Options,
+    pub(super) node: NodeId,
+    pub(super) health: Health,
+    pub(super) numbers: Numbers,
+    /// What the store says, and what it said before this start.
+    pub(super) known: watch::Receiver<Known>,
+    pub(super) cached: Option<Arc<Registry>>,
+    /// Our lease, and what the lease driver must know of us.
+    pub(super) lease: watch::Receiver<LeaseState>,
+    pub(super) intent: watch::Sender<Option<Intent>>,
+    /// This run of the daemon.
+    pub(super) instance: String,
+    /// A subnet to take if it is free: from the subnet file.
+    pub(super) remembered: Option<Subnet>,
+    pub(super) probes: watch::Sender<Vec<Target>>,
+    pub(super) outcomes: watch::Receiver<Outcomes>,
+    pub(super) kernel: Kernel,
+    pub(super) filter: Filter,
+    pub(super) settings: Settings,
+    pub(super) records: Records,
+    pub(super) files: Files,
+    pub(super) status: watch::Sender<Arc<Status>>,
+    pub(super) plans: watch::Sender<Option<Arc<Desired>>>,
+    pub(super) tunnel: Option<RunningTunnel>,
+    /// The config that is in force since this start.
+    pub(super) config: Option<NetworkConfig>,
+    pub(super) underlay: Option<underlay::Chosen>,
+    /// flannel's leftovers were looked for.
+    pub(super) taken_over: bool,
+    /// When the last pass asked the kernel for everything.
+    pub(super) observed_at: Option<Instant>,
+}
+
+/// The userspace tunnel and what it was started with.
+pub(super) struct RunningTunnel {
+    tunnel: Tunnel,
+    link: LinkName,
+    port: u16,
+    locals: (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>),
+}
+
+/// A pass that left something undone; the next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PassError {
+    /// The kernel could not be asked.
+    #[error(transparent)]
+    Observe(#[from] weft_kernel::net::NetError),
+    /// Steps that failed, each named.
+    #[error("{0}")]
+    Steps(String),
+}
+
+impl Engine {
+    /// One pass; says how many changes it made.
+    pub(super) async fn pass(&mut self, reasons: &BTreeSet<&'static str>) -> Result<usize, PassError> {
+        if reasons.contains("filter") {
+            self.filter.doubt();
+        }
+        let fresh = reasons.contains("timer")
+            && self.observed_at.is_none_or(|at| at.elapsed() >= self.options.resync);
+        let observed = self.kernel.observe(fresh).await?;
+        if fresh || self.observed_at.is_none() {
+            self.observed_at = Some(Instant::now());
+            self.filter.doubt();
+        }
+        let known = self.known.borrow_and_update().clone();
+        let lease = self.lease.borrow_and_update().clone();
+        self.tell_store(&known);
+        let registry = known.registry.clone().or_else(|| self.cached.clone());
+        let Some(registry) = registry else {
+            self.health.not_ready("config", "waiting for the store: there is no cache of an earlier run");
+            return Ok(0);
+        };
+        let Some(config) = self.config(&registry) else { return Ok(0) };
+        let Some(chosen) = self.choose_underlay(&config, &observed) else { return Ok(0) };
+
+        let mut me = Me {
+            node: self.node.clone(),
+            network: self.options.network.as_str().to_owned(),
+            subnet: lease.subnet,
+            public_v4: chosen.public_v4,
+            public_v6: chosen.public_v6,
+            underlay: chosen.underlay,
+            adopted_mac_v4: None,
+            adopted_mac_v6: None,
+        };
+        self.adopt_macs(&mut me, &registry, &lease);
+        let mut done = Done::default();
+        if self.options.take_over_flannel && !self.taken_over {
+            done.count(self.take_over(&observed, &mut me, &config).await);
+        }
+        self.update_intent(&me, &config, &lease);
+        self.tell_lease(&lease);
+
+        let peers = registry.peers(&me, &config);
+        let members = self.members(&peers, &known);
+        let model = assemble::model(&self.options, me, &config, members.path.clone());
+        let desired = plan(&model);
+        self.set_probes(&desired, &members);
+
+        done.step("settings", self.make_settings(&model, &desired, &observed));
+        done.step("tunnel", self.run_tunnel(&model, &desired));
+        let observed = self.kernel.observe(false).await?;
+        let comparison = diff(&desired.kernel, &observed, &desired.scope);
+        self.numbers.healed(&comparison.changes, reasons);
+        let failures = self.kernel.apply(&comparison.changes).await;
+        done.changes(comparison.changes.len(), &failures);
+        self.tell_kernel(&comparison.conflicts, &failures);
+
+        let (site, records) = self.offer(&model, &desired, &lease);
+        let keeping = self.keep_pods(site.as_ref(), &records).await?;
+        done.changes(keeping.0.changes.len(), &keeping.1);
+        let observed = self.kernel.observe(false).await?;
+        done.step(
+            "firewall",
+            self.make_filter(
+                &model,
+                &desired,
+                &observed,
+                &records,
+                site.as_ref(),
+                reasons.contains("filter"),
+            ),
+        );
+
+        if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
+            done.failed.push(format!("files: {error}"));
+        }
+        self.tell_peers(&peers.skipped, &desired, &lease);
+        self.numbers.state(&desired, &observed);
+        self.numbers.lease(&lease);
+        self.numbers.store(known.disconnected.is_none() && known.registry.is_some(), registry.revision().0);
+        let probes = self.outcomes.borrow().clone();
+        let counters = self.tunnel.as_ref().map(|running| running.tunnel.counters());
+        let status = status::of(&model, &desired, &members, &peers.skipped, &probes, counters.as_ref());
+        self.numbers.status(&status);
+        self.status.send_replace(Arc::new(status));
+        self.plans.send_replace(Some(Arc::new(desired)));
+        done.end()
+    }
+
+    /// The last thing a daemon does. Traffic goes on; only what was asked for is given back.
+    pub(super) async fn stop(&mut self, _store: &Store, _leasing: &Leasing) {
+        if let Some(running) = self.tunnel.take() {
+            running.tunnel.stop();
+        }
+    }
+
+    fn tell_store(&self, known: &Known) {
+        match (&known.registry, &known.disconnected) {
+            (_, Some(reason)) => {
+                self.health.degraded("store", format!("etcd cannot be reached; on what is known: {reason}"))
+            }
+            (Some(_), None) => self.health.ok("store"),
+            (None, None) if self.cached.is_some() => {
+                self.health.degraded("store", "etcd has not answered yet; on the cache of an earlier run");
+            }
+            (None, None) => {
+                self.health.not_ready("store", "etcd has not answered yet, and there is no cache")
+            }
+        }
+    }
+
+    /// The config in force: the one of this start, with those changes that may be made live.
+    fn config(&mut self, registry: &Registry) -> Option<NetworkConfig> {
+        let entry = registry.config_entry();
+        let Some(wanted) = registry.config() else {
+            let why = match entry.and_then(|entry| entry.fault.clone()) {
+                Some(fault) => fault,
+                None => format!("no network config at {}", registry.prefix().config()),
+            };
+            self.health.not_ready("config", why);
+            return None;
+        };
+        let Some(current) = &self.config else {
+            if !wanted.backend_given {
+                info!("the config names no Backend; vxlan is taken (flannel would take udp)");
+            }
+            self.config = Some(wanted.clone());
+            return self.config(registry);
+        };
+        let fault = entry.and_then(|entry| entry.fault.clone());
+        match (live_change(current, wanted), fault) {
+            (_, Some(fault)) => {
+                self.health.not_ready(
+                    "config",
+                    format!("the config in etcd cannot be used, the former one stays in force: {fault}"),
+                );
+            }
+            (LiveChange::Applied { keys }, None) => {
+                if !keys.is_empty() {
+                    info!(keys = keys.join(", "), "config changed");
+                    self.config = Some(wanted.clone());
+                }
+                self.health.ok("config");
+            }
+            (LiveChange::Refused { key, reason }, None) => {
+                self.health.not_ready("config", format!("{key}: {reason}"));
+            }
+        }
+        self.config.clone()
+    }
+
+    /// The link to the other hosts. One that was chosen stays chosen while it fits: its MTU and
+    /// addresses are followed, and a moment without an address does not end the network.
+    fn choose_underlay(&mut self, config: &NetworkConfig, observed: &State) -> Option<underlay::Chosen> {
+        let wanted = Wanted {
+            choice: &self.options.underlay,
+            public_v4: self.options.public_v4,
+            public_v6: self.options.public_v6,
+            v4: config.v4.is_some(),
+            v6: config.v6.is_some(),
+            reach: self.options.underlay.can_reach.and_then(super::reach::link_towards),
+        };
+        match underlay::choose(&wanted, observed) {
+            Ok(chosen) => {
+                if self.underlay.as_ref() != Some(&chosen) {
+                    let (v4, v6) = (chosen.public_v4, chosen.public_v6);
+                    info!(link = %chosen.underlay.link, mtu = chosen.underlay.mtu, ?v4, ?v6, "underlay");
+                }
+                self.health.ok("underlay");
+                self.underlay = Some(chosen);
+            }
+            Err(error) => match &mut self.underlay {
+                Some(kept) => {
+                    self.health.degraded("underlay", format!("{} stays in use: {error}", kept.underlay.link));
+                    if let Some(refreshed) = underlay::refreshed(&kept.underlay, observed) {
+                        kept.underlay = refreshed;
+                    }
+                }
+                None => self.health.not_ready("underlay", error.to_string()),
+            },
+        }
+        self.underlay.clone()
+    }
+
+    /// A MAC that was flannel's, which the other hosts know from our lease, stays ours.
+    fn adopt_macs(&self, me: &mut Me, registry: &Registry, lease: &LeaseState) {
+        let published = lease
+            .subnet
+            .and_then(|subnet| registry.owner(&subnet))
+            .and_then(|entry| entry.record.as_ref())
+            .filter(|record| record.node == self.node)
+            .and_then(|record| record.transports.vxlan);
+        if let Some(published) = published {
+            me.adopted_mac_v4 = takeover::remembered(&published, &self.node, Family::V4);
+            me.adopted_mac_v6 = takeover::remembered(&published, &self.node, Family::V6);
+        }
+        // Until our record says it, the link itself does: flannel's was just taken over.
+        if let Some((v4, v6)) = self.files.adopted() {
+            me.adopted_mac_v4 = me.adopted_mac_v4.or(v4);
+            me.adopted_mac_v6 = me.adopted_mac_v6.or(v6);
+        }
+    }
+
+    async fn take_over(
+        &mut self,
+        observed: &State,
+        me: &mut Me,
+        config: &NetworkConfig,
+    ) -> (usize, Vec<Failure>) {
+        let ranges = assemble::networks(config).collect();
+        let scope = Scope { network: me.network.clone(), ranges };
+        let leftovers = takeover::take_over(observed, me, config, &scope);
+        self.taken_over = true;
+        if leftovers.changes.is_empty() {
+            info!("--take-over-flannel: flannel left nothing here");
+            return (0, Vec::new());
+        }
+        me.adopted_mac_v4 = leftovers.mac_v4;
+        me.adopted_mac_v6 = leftovers.mac_v6;
+        if let Err(error) = self.files.adopt((leftovers.mac_v4, leftovers.mac_v6)) {
+            warn!(%error, "flannel's MAC is adopted, but could not be kept for the next start");
+        }
+        for change in &leftovers.changes {
+            info!(%change, "taking over from flannel");
+        }
+        (leftovers.changes.len(), self.kernel.apply(&leftovers.changes).await)
+    }
+
+    /// Tells the lease driver how we are reached; it rewrites the lease if that changed.
+    fn update_intent(&self, me: &Me, config: &NetworkConfig, lease: &LeaseState) {
+        let vacated = lease.draining && self.records.list().is_ok_and(|records| records.is_empty());
+        let wish = Wish {
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            public_v4: me.public_v4,
+            public_v6: me.public_v6,
+            transports: End::ours(me, config).transports,
+            remembered: self.remembered,
+            vacated,
+        };
+        let next = Some(Intent { config: config.clone(), wish });
+        self.intent.send_if_modified(|held| {
+            let changed = *held != next;
+            held.clone_from(&next);
+            changed
+        });
+    }
+
+    fn tell_lease(&self, lease: &LeaseState) {
+        match (lease.subnet, &lease.waiting) {
+            (Some(_), _) if lease.draining => {
+                self.health.degraded("lease", "this host is being drained: no new pods")
+            }
+            (Some(_), None) => self.health.ok("lease"),
+            (Some(subnet), Some(waiting)) => {
+                self.health.degraded("lease", format!("{subnet} is kept: {waiting}"))
+            }
+            (None, Some(waiting)) => self.health.not_ready("lease", waiting.to_string()),
+            (None, None) => self.health.not_ready("lease", "asking for a subnet"),
+        }
+    }
+
+    fn members(&mut self, peers: &crate::registry::Peers, _known: &Known) -> Members {
+        Members::of(&peers.known)
+    }
+
+    fn set_probes(&self, desired: &Desired, members: &Members) {
+        let suspect = |subnet: &Subnet| members.suspects.contains(subnet);
+        let targets = desired.probes.iter().flat_map(|(subnet, addresses)| {
+            addresses.iter().map(|addr| Target { addr: *addr, suspect: suspect(subnet) })
+        });
+        let targets: Vec<Target> = targets.collect();
+        self.probes.send_if_modified(|held| {
+            let changed = *held != targets;
+            *held = targets.clone();
+            changed
+        });
+    }
+
+    fn make_settings(&mut self, model: &Model, desired: &Desired, observed: &State) -> Result<usize, String> {
+        let mut wanted: Vec<Sysctl> = Vec::new();
+        if model.config.v6.is_some() {
+            wanted.extend(keep_router_advertisements(observed));
+        }
+        wanted.extend(desired.sysctls.iter().cloned());
+        if let Some(subnet) = model.me.subnet {
+            // Whoever shares the subnet with our pods on a link of its own asks there for their addresses.
+            for link in assemble::sharing_links(subnet, observed) {
+                wanted.push(Sysctl {
+                    path: format!("net/ipv4/conf/{link}/proxy_arp"),
+                    value: "1",
+                    only_over: None,
+                });
+                if model.config.v6.is_some() {
+                    wanted.push(Sysctl {
+                        path: format!("net/ipv6/conf/{link}/proxy_ndp"),
+                        value: "1",
+                        only_over: None,
+                    });
+                }
+            }
+        }
+        self.settings.apply(&wanted).map_err(|error| weft_daemon::log::chain(&error))
+    }
+
+    /// Starts, updates or stops the userspace tunnel as the plan wants it.
+    fn run_tunnel(&mut self, model: &Model, desired: &Desired) -> Result<usize, String> {
+        let Some(udp) = &desired.udp else {
+            if self.tunnel.take().is_some() {
+                info!("the udp tunnel is no longer needed");
+                return Ok(1);
+            }
+            return Ok(0);
+        };
+        let table = PeerTable::new(model, udp);
+        let locals = (model.me.public_v4, model.me.public_v6);
+        let fits = |running: &&RunningTunnel| {
+            running.tunnel.failure().is_none()
+                && (&running.link, running.port, running.locals) == (&udp.link, udp.port, locals)
+        };
+        if let Some(running) = self.tunnel.as_ref().filter(fits) {
+            running.tunnel.update(&table);
+            return Ok(0);
+        }
+        self.tunnel = None;
+        let fail = |error: &dyn std::error::Error| {
+            let line = weft_daemon::log::chain(error);
+            self.health.not_ready("tunnel", line.clone());
+            line
+        };
+        let tun = Tun::open(&udp.link, Framing::Vnet).map_err(|error| fail(&error))?;
+        let options = TunnelOptions { tun, port: udp.port, local_v4: locals.0, local_v6: locals.1 };
+        let tunnel = Tunnel::start(options, &table).map_err(|error| fail(&error))?;
+        info!(link = %udp.link, port = udp.port, "udp tunnel started");
+        self.tunnel = Some(RunningTunnel { tunnel, link: udp.link.clone(), port: udp.port, locals });
+        self.health.ok("tunnel");
+        Ok(1)
+    }
+
+    /// What pods are offered, and the pods there are.
+    fn offer(&self, model: &Model, desired: &Desired, lease: &LeaseState) -> (Option<Site>, Vec<Record>) {
+        let records = self.records.list().unwrap_or_else(|error| {
+            warn!(error = %weft_daemon::log::chain(&error), "pods' records");
+            Vec::new()
+        });
+        let site = model.me.subnet.map(|subnet| {
+            let (mut site, bad) = assemble::site(&self.options, subnet, desired.pod_mtu);
+            match bad.first() {
+                Some(error) => self.health.degraded("pods", format!("--attach-range: {error}")),
+                None => self.health.ok("pods"),
+            }
+            if lease.draining {
+                site.ranges.clear();
+            }
+            site
+        });
+        (site, records)
+    }
+
+    async fn keep_pods(
+        &mut self,
+        site: Option<&Site>,
+        records: &[Record],
+    ) -> Result<(Keeping, Vec<Failure>), PassError> {
+        let observed = self.kernel.observe(false).await?;
+        let mut keeping = keep::keep(site, records, &observed);
+        if let Some(site) = site {
+            let mut bridge = keep::bridge(site, &observed);
+            bridge.append(&mut keeping.changes);
+            keeping.changes = bridge;
+        }
+        if keeping.stranded.is_empty() {
+            self.health.forget("attachments");
+        } else {
+            let names: Vec<&str> = keeping.stranded.values().map(String::as_str).collect();
+            self.health.not_ready("attachments", names.join("; "));
+        }
+        for change in &keeping.changes {
+            info!(%change, "pod's wire");
+        }
+        let failures = self.kernel.apply(&keeping.changes).await;
+        Ok((keeping, failures))
+    }
+
+    /// The nftables table and, beside it, our accept rules in others' FORWARD chains.
+    fn make_filter(
+        &mut self,
+        model: &Model,
+        desired: &Desired,
+        observed: &State,
+        records: &[Record],
+        site: Option<&Site>,
+        only_kernel: bool,
+    ) -> Result<usize, String> {
+        let around = surroundings(model, desired, observed, records, site);
+        let made = firewall::plan(model, &around).map_err(|error| error.to_string()).and_then(
+            |table: nft::Table| self.filter.apply(&table).map_err(|error| weft_daemon::log::chain(&error)),
+        );
+        match &made {
+            Ok(_) => self.health.ok("firewall"),
+            Err(error) => self.health.not_ready("firewall", error.clone()),
+        }
+        if made == Ok(true) && only_kernel {
+            self.numbers.healed_filter();
+        }
+        made.map(usize::from)
+    }
+
+    fn tell_kernel(&self, conflicts: &[Conflict], failures: &[Failure]) {
+        let reasons: Vec<String> = conflicts
+            .iter()
+            .map(Conflict::to_string)
+            .chain(failures.iter().map(Failure::to_string))
+            .take(8)
+            .collect();
+        if reasons.is_empty() {
+            self.health.ok("kernel");
+        } else {
+            self.health.not_ready("kernel", reasons.join("; "));
+        }
+    }
+
+    /// Ready once every peer that can be reached is programmed; those that cannot are named.
+    fn tell_peers(&self, skipped: &BTreeMap<Subnet, String>, desired: &Desired, lease: &LeaseState) {
+        if lease.subnet.is_none() {
+            return;
+        }
+        let unreached =
+            desired.skipped.iter().map(|((subnet, family), why)| format!("{subnet} ({family}): {why}"));
+        let reasons: Vec<String> =
+            skipped.iter().map(|(subnet, why)| format!("{subnet}: {why}")).chain(unreached).take(8).collect();
+        if reasons.is_empty() {
+            self.health.ok("peers");
+        } else {
+            // The other peers are served: one host with a strange lease must not make all unready.
+            self.health.degraded("peers", format!("left out: {}", reasons.join("; ")));
+        }
+    }
+}
+
+/// What the filter's plan must know of this host beside the model.
+fn surroundings(
+    model: &Model,
+    desired: &Desired,
+    observed: &State,
+    records: &[Record],
+    site: Option<&Site>,
+) -> Surroundings {
+    let mut around = Surroundings::new(&model.config.backend);
+    for transport in desired.ways.values().map(|way| way.transport) {
+        let tunnel = match (transport, End::ours(&model.me, &model.config).transports) {
+            (Transport::Vxlan, offered) => {
+                offered.vxlan.map(|end| FilteredTunnel::Vxlan { vni: end.vni, port: end.port })
+            }
+            (Transport::Udp, offered) => offered.udp.map(|port| FilteredTunnel::Udp { port }),
+            (Transport::Direct, _) => None,
+        };
+        if let Some(tunnel) = tunnel.filter(|tunnel| !around.tunnels.contains(tunnel)) {
+            around.tunnels.push(tunnel);
+        }
+    }
+    around.tunnel_links = desired.kernel.links.keys().cloned().collect();
+    match site {
+        Some(site) if site.mode == Mode::Bridge => {
+            let bridge = site.bridge.as_deref().and_then(|name| name.parse().ok());
+            around.pods.extend(bridge.map(|bridge| (bridge, site.subnets.clone())));
+        }
+        Some(_) => {
+            let pods = records.iter().filter_map(|record| {
+                let addresses = record.addresses.iter().copied().map(IpNetwork::from).collect();
+                Some((record.link.parse().ok()?, addresses))
+            });
+            around.pods.extend(pods.filter(|(link, _)| observed.links.contains_key(link)));
+        }
+        None => {}
+    }
+    let on_underlay =
+        observed.neighbours.values().filter(|neighbour| neighbour.link == model.me.underlay.link);
+    around.neighbours = on_underlay.map(|neighbour| (neighbour.addr, neighbour.mac)).collect();
+    around
+}
+
+/// How a pass went so far.
+#[derive(Default)]
+struct Done {
+    changes: usize,
+    failed: Vec<String>,
+}
+
+impl Done {
+    fn step(&mut self, what: &str, result: Result<usize, String>) {
+        match result {
+            Ok(changes) => self.changes += changes,
+            Err(error) => self.failed.push(format!("{what}: {error}")),
+        }
+    }
+
+    fn changes(&mut self, tried: usize, failures: &[Failure]) {
+        self.changes += tried.saturating_sub(failures.len());
+        self.failed.extend(failures.iter().take(8).map(Failure::to_string));
+    }
+
+    fn count(&mut self, (tried, failures): (usize, Vec<Failure>)) {
+        self.changes(tried, &failures);
+    }
+
+    fn end(self) -> Result<usize, PassError> {
+        if self.failed.is_empty() { Ok(self.changes) } else { Err(PassError::Steps(self.failed.join("; "))) }
+    }
+}

@@ -1,0 +1,199 @@
+//! The overlay's metrics: what is leased, desired, programmed, healed, carried.
+
+use std::collections::BTreeSet;
+
+use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
+use weft_kernel::net::{Change, LinkStats, State};
+
+use super::status::Status;
+use crate::lease::LeaseState;
+use crate::plan::Desired;
+
+/// The handles.
+#[derive(Clone, Debug)]
+pub(super) struct Numbers {
+    heals: Family<Counter, 1>,
+    objects: Family<Gauge, 2>,
+    peers: Family<Gauge, 1>,
+    lease_expiry: Gauge,
+    lease_held: Gauge,
+    store_connected: Gauge,
+    store_revision: Gauge,
+    probe_rtt: Family<Gauge, 2>,
+    probe_asked: Family<Counter, 2>,
+    probe_lost: Family<Counter, 2>,
+    link_bytes: Family<Counter, 2>,
+    link_packets: Family<Counter, 2>,
+    link_drops: Family<Counter, 2>,
+    tunnel: Family<Counter, 1>,
+    tunnel_peers: Family<Counter, 3>,
+}
+
+impl Numbers {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            heals: metrics.counters(
+                "weft_overlay_heals_total",
+                "Kernel objects put right after somebody else changed them.",
+                ["kind"],
+            ),
+            objects: metrics.gauges(
+                "weft_overlay_objects",
+                "Kernel objects of this network: desired by the plan, and programmed.",
+                ["kind", "state"],
+            ),
+            peers: metrics.gauges("weft_overlay_peers", "Other hosts, by how they stand.", ["state"]),
+            lease_expiry: metrics.gauge(
+                "weft_overlay_lease_expiry_seconds",
+                "Until the subnet's lease runs out if etcd is never reached again; +Inf for a reservation.",
+            ),
+            lease_held: metrics.gauge("weft_overlay_lease_held", "1 if this host has a subnet."),
+            store_connected: metrics.gauge("weft_overlay_store_connected", "1 if etcd is heard."),
+            store_revision: metrics
+                .gauge("weft_overlay_store_revision", "etcd's revision that was last heard of."),
+            probe_rtt: metrics.gauges(
+                "weft_overlay_probe_rtt_seconds",
+                "Round trip of the last answered probe through the tunnel.",
+                ["subnet", "address"],
+            ),
+            probe_asked: metrics.counters(
+                "weft_overlay_probes_total",
+                "Probes sent through the tunnel.",
+                ["subnet", "address"],
+            ),
+            probe_lost: metrics.counters(
+                "weft_overlay_probes_lost_total",
+                "Probes that were not answered in time.",
+                ["subnet", "address"],
+            ),
+            link_bytes: metrics.counters(
+                "weft_overlay_link_bytes_total",
+                "Bytes on the tunnel's links.",
+                ["link", "direction"],
+            ),
+            link_packets: metrics.counters(
+                "weft_overlay_link_packets_total",
+                "Packets on the tunnel's links.",
+                ["link", "direction"],
+            ),
+            link_drops: metrics.counters(
+                "weft_overlay_link_drops_total",
+                "Packets that the tunnel's links dropped.",
+                ["link", "direction"],
+            ),
+            tunnel: metrics.counters(
+                "weft_overlay_udp_total",
+                "What the userspace tunnel counted, by what it is.",
+                ["what"],
+            ),
+            tunnel_peers: metrics.counters(
+                "weft_overlay_udp_peer_total",
+                "What the userspace tunnel counted, by peer.",
+                ["subnet", "node", "what"],
+            ),
+        }
+    }
+
+    /// Counts what is put right, if this pass came from the kernel: then somebody else had a hand in it.
+    pub(super) fn healed(&self, changes: &[Change], reasons: &BTreeSet<&'static str>) {
+        if !reasons.contains("kernel") || reasons.len() > 1 {
+            return;
+        }
+        for change in changes {
+            self.heals.with([kind(change)]).inc();
+        }
+    }
+
+    pub(super) fn healed_filter(&self) {
+        self.heals.with(["nftables"]).inc();
+    }
+
+    pub(super) fn lease(&self, lease: &LeaseState) {
+        self.lease_held.set(u8::from(lease.subnet.is_some()));
+        let left =
+            lease.expires.map(|at| at.saturating_duration_since(tokio::time::Instant::now()).as_secs_f64());
+        self.lease_expiry.set(left.unwrap_or(if lease.subnet.is_some() { f64::INFINITY } else { 0.0 }));
+    }
+
+    pub(super) fn store(&self, connected: bool, revision: i64) {
+        self.store_connected.set(u8::from(connected));
+        #[expect(clippy::cast_precision_loss)] // a revision above 2^53 would take centuries
+        self.store_revision.set(revision as f64);
+    }
+
+    pub(super) fn state(&self, desired: &Desired, observed: &State) {
+        let of = |state: &State| {
+            let on_ours = |link: &weft_kernel::net::LinkName| desired.kernel.links.contains_key(link);
+            let routes =
+                state.routes.values().filter(|route| desired.scope.owns_route(route, observed)).count();
+            let neighbours =
+                state.neighbours.values().filter(|entry| entry.permanent && on_ours(&entry.link)).count();
+            let fdb = state.fdb.iter().filter(|entry| entry.permanent && on_ours(&entry.link)).count();
+            let links = state.links.keys().filter(|name| on_ours(name)).count();
+            [("link", links), ("route", routes), ("neighbour", neighbours), ("fdb", fdb)]
+        };
+        for (state, counts) in [("desired", of(&desired.kernel)), ("programmed", of(observed))] {
+            for (kind, count) in counts {
+                self.objects.with([kind, state]).set_count(count);
+            }
+        }
+    }
+
+    /// What each peer's probes and the userspace tunnel say.
+    pub(super) fn status(&self, status: &Status) {
+        let mut states: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+        for peer in &status.peers {
+            *states.entry(peer.state.as_str()).or_default() += 1;
+            for probe in &peer.probes {
+                let labels = [peer.subnet.as_str(), probe.address.as_str()];
+                if let Some(rtt) = probe.rtt_ms {
+                    self.probe_rtt.with(labels).set(rtt / 1000.0);
+                }
+                self.probe_asked.with(labels).mirror(probe.asked);
+                self.probe_lost.with(labels).mirror(probe.lost);
+            }
+            for (what, total) in &peer.udp {
+                let node = peer.node.as_deref().unwrap_or("");
+                self.tunnel_peers.with([peer.subnet.as_str(), node, what.as_str()]).mirror(*total);
+            }
+        }
+        for (what, total) in &status.udp {
+            self.tunnel.with([what.as_str()]).mirror(*total);
+        }
+        self.peers.retain(|[state]| states.contains_key(state.as_str()));
+        for (state, count) in states {
+            self.peers.with([state]).set_count(count);
+        }
+        let known = |subnet: &String| status.peers.iter().any(|peer| peer.subnet == *subnet);
+        self.probe_rtt.retain(|[subnet, _]| known(subnet));
+        self.probe_asked.retain(|[subnet, _]| known(subnet));
+        self.probe_lost.retain(|[subnet, _]| known(subnet));
+        self.tunnel_peers.retain(|[subnet, _, _]| known(subnet));
+    }
+
+    pub(super) fn link(&self, name: &str, stats: &LinkStats) {
+        let pairs = [
+            (&self.link_bytes, stats.rx_bytes, stats.tx_bytes),
+            (&self.link_packets, stats.rx_packets, stats.tx_packets),
+            (&self.link_drops, stats.rx_dropped, stats.tx_dropped),
+        ];
+        for (family, received, sent) in pairs {
+            family.with([name, "in"]).mirror(received);
+            family.with([name, "out"]).mirror(sent);
+        }
+    }
+}
+
+fn kind(change: &Change) -> &'static str {
+    match change {
+        Change::AddLink(_)
+        | Change::AddVethPair { .. }
+        | Change::DeleteLink(_)
+        | Change::RenameLink { .. } => "link",
+        Change::SetLink(..) => "link-setting",
+        Change::AddAddress(_) | Change::DeleteAddress(_) => "address",
+        Change::ReplaceRoute(_) | Change::DeleteRoute(_) => "route",
+        Change::ReplaceNeighbour(_) | Change::DeleteNeighbour(_) => "neighbour",
+        Change::ReplaceFdb(_) | Change::DeleteFdb(_) => "fdb",
+    }
+}
