@@ -149,6 +149,11 @@ impl Reg {
     /// The first one; most rules need no other.
     pub const FIRST: Self = Self(0);
 
+    /// Where it begins, of the 64 bytes that all registers have together.
+    pub fn first_byte(self) -> usize {
+        usize::from(self.0) * 4
+    }
+
     /// `NFT_REG_1`: the kernel names every fourth slot by the old scheme (registers of 16 bytes).
     const OLD_FIRST: u32 = 1;
     /// `NFT_REG32_00`.

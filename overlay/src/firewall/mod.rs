@@ -8,16 +8,19 @@
 //! - [`forward`] finds where iptables (Docker, above all) drops forwarded packets, and opens it for
 //!   the pod network. Our own table cannot: a packet must pass every table. For the same reason it
 //!   has no rule that accepts forwarded packets; it would do nothing.
+//! - [`findings`] says in words which other firewalls are in the way, for `weft doctor`.
 //! - [`leftovers`] removes what flanneld leaves behind.
 //!
 //! When a peer comes, goes or changes, or a pod does, only elements of sets differ between the old
 //! plan and the new one, so `weft_kernel::nft::diff` gives a change of a few bytes.
 
+pub mod findings;
 pub mod forward;
 pub mod iptables;
 pub mod leftovers;
 mod masquerade;
 mod spoofing;
+mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -2,6 +2,7 @@
 //!
 //! Each test runs in network namespaces of its own. Needs root.
 
+mod findings;
 mod golden;
 mod iptables;
 mod masquerade;
