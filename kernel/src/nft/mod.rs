@@ -32,7 +32,7 @@ pub use diff::{Diff, diff};
 pub use events::{Event, Events};
 pub use expr::{BadReg, CmpOp, CtKey, Expr, FibFlags, FibResult, MetaKey, PayloadBase, Reg, Reject, Verdict};
 pub use names::{BadName, ChainName, Comment, SetName, TableName};
-pub use rule::{Rule, Selector};
+pub use rule::{KeyField, Rule, Selector};
 pub use set::{DataType, Elements, Key, KeyType, Part, Set, SetSpec, Value, merge_networks};
 pub use table::{Base, Chain, ChainKind, Family, Hook, Policy, Table, TableKey};
 pub use transaction::{Object, Step, Transaction};

@@ -94,6 +94,29 @@ impl Selector {
     }
 }
 
+/// One field of a key that is looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyField {
+    selector: Selector,
+    mask: Option<Vec<u8>>,
+}
+
+impl From<Selector> for KeyField {
+    fn from(selector: Selector) -> Self {
+        Self { selector, mask: None }
+    }
+}
+
+impl Selector {
+    /// Of an address, only the network of this length: with it a hash finds what else needs ranges.
+    pub fn prefix(self, len: u8, address_bytes: usize) -> KeyField {
+        let bits = |byte: usize| usize::from(len).saturating_sub(8 * byte).min(8);
+        let mask: Vec<u8> = (0..address_bytes).map(|byte| !(0xffu16 >> bits(byte)) as u8).collect();
+        let all = mask.iter().all(|byte| *byte == 0xff);
+        KeyField { selector: self, mask: (!all).then_some(mask) }
+    }
+}
+
 /// `NFPROTO_IPV4`.
 const NFPROTO_IPV4: u8 = 2;
 /// `NFPROTO_IPV6`.
@@ -216,18 +239,18 @@ impl Rule {
     }
 
     /// Only if these, together, are in the set.
-    pub fn in_set<const N: usize>(self, key: [Selector; N], set: &SetName) -> Self {
+    pub fn in_set<const N: usize>(self, key: [impl Into<KeyField>; N], set: &SetName) -> Self {
         self.load_key(key).then(Expr::Lookup { set: set.clone(), key: Reg::FIRST, invert: false })
     }
 
     /// Only if these, together, are not in the set. If the packet is too short for one of them the
     /// rule ends: to refuse such packets, accept what is in the set and refuse the rest.
-    pub fn not_in_set<const N: usize>(self, key: [Selector; N], set: &SetName) -> Self {
+    pub fn not_in_set<const N: usize>(self, key: [impl Into<KeyField>; N], set: &SetName) -> Self {
         self.load_key(key).then(Expr::Lookup { set: set.clone(), key: Reg::FIRST, invert: true })
     }
 
     /// Does what the map says; goes on if the key is not in it.
-    pub fn verdict_map<const N: usize>(self, key: [Selector; N], map: &SetName) -> Self {
+    pub fn verdict_map<const N: usize>(self, key: [impl Into<KeyField>; N], map: &SetName) -> Self {
         self.load_key(key).then(Expr::VerdictMap { map: map.clone(), key: Reg::FIRST })
     }
 
@@ -315,13 +338,38 @@ impl Rule {
         }
     }
 
-    fn load_key<const N: usize>(mut self, key: [Selector; N]) -> Self {
+    fn load_key<const N: usize>(mut self, key: [impl Into<KeyField>; N]) -> Self {
         let mut slot = 0;
-        for selector in key {
+        for field in key {
+            let KeyField { selector, mask } = field.into();
             let reg = Reg::try_from(slot).expect("a key has at most 64 bytes, which are 16 registers");
             self.exprs.push(selector.load(reg));
+            if let Some(mask) = mask {
+                let xor = vec![0; mask.len()];
+                self.exprs.push(Expr::Bitwise { from: reg, to: reg, mask, xor });
+            }
             slot += selector.slots();
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_masks() {
+        let table = [
+            (0, Some(vec![0, 0, 0, 0])),
+            (1, Some(vec![0x80, 0, 0, 0])),
+            (16, Some(vec![0xff, 0xff, 0, 0])),
+            (23, Some(vec![0xff, 0xff, 0xfe, 0])),
+            (32, None),
+            (200, None),
+        ];
+        for (len, mask) in table {
+            assert_eq!(Selector::Ip4Saddr.prefix(len, 4).mask, mask, "/{len}");
+        }
     }
 }

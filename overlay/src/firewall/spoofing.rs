@@ -27,8 +27,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use weft_kernel::net::Vni;
 use weft_kernel::nft::{
-    Base, ChainKind, ChainName, CounterReading, DataType, Hook, Key, PayloadBase, Rule, Selector, Set,
-    SetName, SetSpec, Table, merge_networks,
+    Base, ChainKind, ChainName, CounterReading, DataType, Hook, Key, Part, PayloadBase, Rule, Selector, Set,
+    SetName, SetSpec, Table,
 };
 
 use super::{Ip, Surroundings, Tunnel, add_chain, base, outer_families, peers_set, ranges, set_name};
@@ -114,10 +114,18 @@ fn vxlan_rules(table: &mut Table, model: &Model, vni: Vni) -> Vec<Rule> {
     let extra = model.extra_sources.iter().copied();
     for outer in outer_families(model) {
         for inner in Ip::BOTH.into_iter().filter(|ip| ip.cluster(model).is_some()) {
-            let pairs = pairs_set(table, model, outer, inner);
             let inner_packet = || outer.only(Rule::new()).is(INNER_ETHERTYPE, inner.ethertype());
-            let rule = inner_packet().in_set([outer.saddr(), inner.encapsulated_saddr()], &pairs).return_();
-            rules.push(rule.comment("a peer, from an address of its own"));
+            let sources = model.peers.values().filter_map(|peer| Some((outer.peer_address(peer)?, peer)));
+            let pairs =
+                sources.flat_map(|(address, peer)| own_sources(peer).map(move |net| (address.into(), net)));
+            let lookup = PairLookup {
+                sets: format!("pairs{}in{}", inner.digit(), outer.digit()),
+                lengths: inner.subnet_len(model).into_iter().chain([8 * inner.bytes()]).collect(),
+                first: (outer.saddr(), outer.data_type()),
+                second: (inner.encapsulated_saddr(), inner),
+                comment: "a peer, from an address of its own",
+            };
+            rules.extend(lookup.rules(table, inner_packet(), pairs));
             if extra.clone().any(|network| inner.is(&network)) {
                 let (peers, extra) = (peers_set(table, model, outer), extra_set(table, model, inner));
                 let rule = inner_packet()
@@ -132,24 +140,46 @@ fn vxlan_rules(table: &mut Table, model: &Model, vni: Vni) -> Vec<Rule> {
     rules
 }
 
-/// Outer source and inner source that belong together.
-fn pairs_set(table: &mut Table, model: &Model, outer: Ip, inner: Ip) -> SetName {
-    // Hosts that (by mistake) say the same public address share what they may send from: a range
-    // that is in the set twice would be refused.
-    let mut sources: BTreeMap<IpAddr, Vec<IpNetwork>> = BTreeMap::new();
-    for peer in model.peers.values() {
-        let Some(address) = outer.peer_address(peer) else { continue };
-        let own = own_sources(peer).filter(|network| inner.is(network));
-        sources.entry(address).or_default().extend(own);
+/// Something that must come with a source address out of a network.
+///
+/// Not a set of ranges: to take one range out of a set of 5,000 pairs costs the kernel 20 ms (its
+/// pipapo sets), to look one up costs a packet more than a hash does, and ranges must not overlap.
+/// Instead there is a set of exact keys for each prefix length in use, and the address is masked.
+struct PairLookup {
+    /// What the sets' names begin with.
+    sets: String,
+    /// Prefix lengths that are always there, so that the first host of all is only an element, too:
+    /// leases' configured one and, where hosts' own addresses matter, the whole.
+    lengths: Vec<u8>,
+    first: (Selector, DataType),
+    second: (Selector, Ip),
+    comment: &'static str,
+}
+
+impl PairLookup {
+    /// One rule and one set per prefix length.
+    fn rules(
+        &self,
+        table: &mut Table,
+        only: Rule,
+        pairs: impl Iterator<Item = (Part, IpNetwork)>,
+    ) -> Vec<Rule> {
+        let (selector, ip) = self.second;
+        let mut by_length: BTreeMap<u8, Vec<Key>> =
+            self.lengths.iter().map(|len| (*len, Vec::new())).collect();
+        for (first, network) in pairs.filter(|(_, network)| ip.is(network)) {
+            let key = Key::concat([first, network.network().into()]);
+            by_length.entry(network.prefix()).or_default().push(key);
+        }
+        let of_length = |(len, keys): (u8, Vec<Key>)| {
+            let name = set_name(&format!("{}_{len}", self.sets));
+            let spec = SetSpec::exact([self.first.1, ip.data_type()]);
+            table.sets.insert(name.clone(), spec.comment(&format!("second field: a /{len}")).with(keys));
+            let key = [self.first.0.into(), selector.prefix(len, ip.bytes().into())];
+            only.clone().in_set(key, &name).return_().comment(self.comment)
+        };
+        by_length.into_iter().map(of_length).collect()
     }
-    let keys = sources.into_iter().flat_map(|(address, networks)| {
-        let inner = merge_networks(networks);
-        inner.into_iter().map(move |network| Key::concat([address.into(), network.into()]))
-    });
-    let name = set_name(&format!("pairs{}in{}", inner.digit(), outer.digit()));
-    let spec = SetSpec::intervals([outer.data_type(), inner.data_type()]);
-    table.sets.insert(name.clone(), spec.comment("outer source . inner source").with(keys));
-    name
 }
 
 fn extra_set(table: &mut Table, model: &Model, ip: Ip) -> SetName {
@@ -238,21 +268,16 @@ fn add_plain(table: &mut Table, model: &Model, around: &Surroundings) -> ChainNa
     let direct: Vec<&Peer> = model.peers.values().filter(|peer| may_come_directly(model, peer)).collect();
     let mac = |peer: &Peer| peer.addresses().find_map(|addr| around.neighbours.get(&addr).copied());
     for ip in Ip::BOTH.into_iter().filter(|ip| ip.cluster(model).is_some()) {
-        let name = ip.name("neighbours");
-        // By MAC, for the reason given at the pairs.
-        let mut sources: BTreeMap<_, Vec<IpNetwork>> = BTreeMap::new();
-        for (peer, mac) in direct.iter().filter_map(|peer| Some((peer, mac(peer)?))) {
-            sources.entry(mac).or_default().extend(peer.subnet.networks().filter(|net| ip.is(net)));
-        }
-        let keys = sources.into_iter().flat_map(|(mac, networks)| {
-            let networks = merge_networks(networks);
-            networks.into_iter().map(move |network| Key::concat([mac.into(), network.into()]))
-        });
-        let spec = SetSpec::intervals([DataType::Ether, ip.data_type()]).comment("a peer's MAC . its subnet");
-        table.sets.insert(name.clone(), spec.with(keys));
-        let known = ip.only(Rule::new().from_ethernet());
-        let rule = known.in_set([Selector::EtherSaddr, ip.saddr()], &name).return_();
-        rules.push(rule.comment("a neighbour, from an address of its own"));
+        let known = direct.iter().filter_map(|peer| Some((mac(peer)?, peer)));
+        let pairs = known.flat_map(|(mac, peer)| peer.subnet.networks().map(move |net| (mac.into(), net)));
+        let lookup = PairLookup {
+            sets: ip.name("neighbours").to_string(),
+            lengths: ip.subnet_len(model).into_iter().collect(),
+            first: (Selector::EtherSaddr, DataType::Ether),
+            second: (ip.saddr(), ip),
+            comment: "a neighbour, from an address of its own",
+        };
+        rules.extend(lookup.rules(table, ip.only(Rule::new().from_ethernet()), pairs));
 
         let name = ip.name("unchecked");
         let subnets =
@@ -293,6 +318,19 @@ const fn transport(offset: u32, len: u32) -> Selector {
 }
 
 impl Ip {
+    /// Of an address.
+    fn bytes(self) -> u8 {
+        if self == Self::V4 { 4 } else { 16 }
+    }
+
+    /// The prefix length of leases.
+    fn subnet_len(self, model: &Model) -> Option<u8> {
+        match self {
+            Self::V4 => model.config.v4.map(|pool| pool.subnet_len),
+            Self::V6 => model.config.v6.map(|pool| pool.subnet_len),
+        }
+    }
+
     fn digit(self) -> u8 {
         if self == Self::V4 { 4 } else { 6 }
     }

@@ -12,7 +12,7 @@ use weft_overlay::config::Backend;
 use weft_overlay::firewall::Drops;
 use weft_overlay::model::Model;
 
-use crate::world::{World, around, heard, ip, model, net, vtep_mac, vxlan};
+use crate::world::{World, around, heard, ip, model, net, subnet, vtep_mac, vxlan};
 
 /// Where all packets here want to go: pod1.
 const POD1: [&str; 2] = ["10.42.1.2", "fd42:0:0:1::2"];
@@ -128,6 +128,26 @@ fn only_a_peer_s_own_addresses_come_out_of_vxlan() {
             meets(&world, &model, (&why, fate), receiver, send, send_marker);
         }
     }
+}
+
+/// Leases have one length, but not all of them: the configuration may have changed.
+#[test]
+fn a_lease_of_another_length_is_checked_as_such() {
+    let (world, model) = attacked(|model| {
+        let (key, mut peer) = model.peers.pop_first().unwrap();
+        assert_eq!(key, subnet(2));
+        peer.subnet.v4 = Some("10.42.2.0/25".parse().unwrap());
+        model.peers.insert(peer.subnet, peer);
+    });
+    let pod = ip(POD1[0]);
+    let receiver = world.socket("pod1", pod, PORT);
+    let sender = world.socket("host2", ip("192.0.2.2"), 0);
+    let send = |inner: &str, word: &[u8]| {
+        sender.send_to(&encapsulated(1, true, ip(inner), pod, word), "192.0.2.1:8472").unwrap();
+    };
+    let marker = |word: &[u8]| send("10.42.2.127", word);
+    let beyond = |word: &[u8]| send("10.42.2.128", word);
+    meets(&world, &model, ("behind the lease's end", BY_TUNNEL), &receiver, beyond, marker);
 }
 
 #[test]
