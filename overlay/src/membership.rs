@@ -89,7 +89,7 @@ pub struct Evidence<'a> {
 }
 
 /// Who is in the data path, and what to do next.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
     /// The peers to plan for.
     pub peers: BTreeMap<Subnet, Peer>,

@@ -4,6 +4,7 @@
 //! goes on when another has failed, because half a network is better than none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +20,6 @@ use super::assemble;
 use super::files::Files;
 use super::filter::Filter;
 use super::kernel::Kernel;
-use super::members::Members;
 use super::numbers::Numbers;
 use super::status::{self, Status};
 use crate::attach::keep::{self, Keeping};
@@ -29,6 +29,7 @@ use crate::config::{LiveChange, NetworkConfig, live_change};
 use crate::diff::{Conflict, diff};
 use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
 use crate::lease::{Intent, LeaseState, Leasing, Wish};
+use crate::membership::{Evidence, Listing, Membership, Verdict};
 use crate::model::{Family, Me, Model, NodeId, Subnet};
 use crate::options::Options;
 use weft_store::Store;
@@ -57,6 +58,15 @@ pub(super) struct Engine {
     pub(super) instance: String,
     /// A subnet to take if it is free: from the subnet file.
     pub(super) remembered: Option<Subnet>,
+    pub(super) membership: Membership,
+    /// What it said last.
+    pub(super) verdict: Verdict,
+    /// How often the store had turned out to be a new one, as far as the membership knows.
+    pub(super) wipes: u64,
+    /// Where each peer is probed, by the last plan.
+    pub(super) targets: BTreeMap<Subnet, BTreeSet<IpAddr>>,
+    /// When the membership wants to be asked again.
+    pub(super) wake: watch::Sender<Option<Instant>>,
     pub(super) probes: watch::Sender<Vec<Target>>,
     pub(super) outcomes: watch::Receiver<Outcomes>,
     pub(super) kernel: Kernel,
@@ -137,9 +147,9 @@ impl Engine {
         self.update_intent(&me, &config, &lease);
         self.tell_lease(&lease);
 
-        let peers = registry.peers(&me, &config);
-        let members = self.members(&peers, &known);
-        let model = assemble::model(&self.options, me, &config, members.path.clone());
+        let listing = Listing::of(&registry, &me, &config);
+        let members = self.members(&listing, &known);
+        let model = assemble::model(&self.options, me, &config, members.peers.clone());
         let desired = plan(&model);
         self.set_probes(&desired, &members);
 
@@ -171,13 +181,13 @@ impl Engine {
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));
         }
-        self.tell_peers(&peers.skipped, &desired, &lease);
+        self.tell_peers(&listing.unusable, &desired, &lease);
         self.numbers.state(&desired, &observed);
         self.numbers.lease(&lease);
         self.numbers.store(known.disconnected.is_none() && known.registry.is_some(), registry.revision().0);
         let probes = self.outcomes.borrow().clone();
         let counters = self.tunnel.as_ref().map(|running| running.tunnel.counters());
-        let status = status::of(&model, &desired, &members, &peers.skipped, &probes, counters.as_ref());
+        let status = status::of(&model, &desired, &listing, &members, &probes, counters.as_ref());
         self.numbers.status(&status);
         self.status.send_replace(Arc::new(status));
         self.plans.send_replace(Some(Arc::new(desired)));
@@ -357,11 +367,30 @@ impl Engine {
         }
     }
 
-    fn members(&mut self, peers: &crate::registry::Peers, _known: &Known) -> Members {
-        Members::of(&peers.known)
+    /// Which of the other hosts are in the data path.
+    fn members(&mut self, listing: &Listing, known: &Known) -> Verdict {
+        let now = Instant::now();
+        if self.wipes != known.wipes {
+            self.wipes = known.wipes;
+            self.membership.wiped(now);
+        }
+        let reachable = known.registry.is_some() && known.disconnected.is_none();
+        let outcomes = self.outcomes.borrow().clone();
+        let evidence = Evidence { now, reachable, listing, targets: &self.targets, outcomes: &outcomes };
+        let verdict = self.membership.update(&evidence);
+        for (subnet, standing) in &verdict.standing {
+            if self.verdict.standing.get(subnet).is_some_and(|before| before.in_path() != standing.in_path())
+            {
+                info!(%subnet, %standing, "peer");
+            }
+        }
+        self.wake.send_replace(verdict.wake);
+        self.verdict = verdict.clone();
+        verdict
     }
 
-    fn set_probes(&self, desired: &Desired, members: &Members) {
+    fn set_probes(&mut self, desired: &Desired, members: &Verdict) {
+        self.targets.clone_from(&desired.probes);
         let suspect = |subnet: &Subnet| members.suspects.contains(subnet);
         let targets = desired.probes.iter().flat_map(|(subnet, addresses)| {
             addresses.iter().map(|addr| Target { addr: *addr, suspect: suspect(subnet) })

@@ -14,17 +14,16 @@ mod engine;
 mod files;
 mod filter;
 mod kernel;
-mod members;
 mod numbers;
 mod reach;
 pub mod status;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{Mutex, watch};
@@ -42,6 +41,7 @@ use crate::cache::Cache;
 use crate::identity::{self, IdentityError};
 use crate::key::Prefix;
 use crate::lease::{Leasing, Times};
+use crate::membership::{Membership, Verdict};
 use crate::model::{NodeId, Subnet};
 use crate::options::{BadOptions, Options};
 use crate::plan::Desired;
@@ -147,8 +147,15 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let (plans, planned) = watch::channel(None);
     let numbers = Numbers::new(&daemon.metrics);
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
+    let (wake, wakes) = watch::channel(None);
+    fire_at(wakes, &trigger);
     let engine = Engine {
         node,
+        membership: Membership::new(options.liveness_ttl),
+        verdict: Verdict::default(),
+        wipes: 0,
+        targets: BTreeMap::new(),
+        wake,
         health: daemon.health.clone(),
         numbers,
         known: followed.known(),
@@ -239,6 +246,31 @@ fn forward<T: Send + Sync + 'static>(mut news: watch::Receiver<T>, trigger: &Tri
     tokio::spawn(async move {
         while news.changed().await.is_ok() {
             trigger.fire(reason);
+        }
+    });
+}
+
+/// Asks for a pass at the time that the last one named.
+fn fire_at(mut wakes: watch::Receiver<Option<Instant>>, trigger: &Trigger) {
+    let trigger = trigger.clone();
+    tokio::spawn(async move {
+        loop {
+            let at = *wakes.borrow_and_update();
+            let due = async {
+                match at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = wakes.changed() => if changed.is_err() { return },
+                () = due => {
+                    trigger.fire("membership");
+                    if wakes.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
         }
     });
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use weft_kernel::net::State;
 
-use super::members::Members;
 use crate::diff::{Conflict, diff};
-use crate::model::{Model, Peer, Subnet};
+use crate::membership::{Listing, Standing, Verdict};
+use crate::model::{Model, Peer};
 use crate::plan::{Desired, Scope};
 use crate::probe::Outcomes;
 use crate::udp::Counters;
@@ -42,7 +42,7 @@ pub struct PeerStatus {
     pub addresses: Vec<String>,
     /// The backend it prefers, as its lease says.
     pub backend: String,
-    /// `alive`, `silent`, `unrecorded`, `dropped` or `skipped`.
+    /// `live`, `leased` (flanneld's), `silent`, `kept`, `gone` or `skipped`.
     pub state: String,
     /// Why, where there is something to say.
     pub reason: String,
@@ -85,12 +85,29 @@ pub fn drift(desired: &State, observed: &State, scope: &Scope) -> Drift {
     }
 }
 
+/// A host's standing as one word, and the whole of it.
+fn told(standing: &Standing) -> (String, String) {
+    let word = match standing {
+        Standing::Live => "live",
+        Standing::Leased => "leased",
+        Standing::Silent { .. } => "silent",
+        Standing::Kept(_) => "kept",
+        Standing::Gone { .. } => "gone",
+    };
+    let reason = if matches!(standing, Standing::Live | Standing::Leased) {
+        String::new()
+    } else {
+        standing.to_string()
+    };
+    (word.to_owned(), reason)
+}
+
 /// The last pass, told.
 pub(super) fn of(
     model: &Model,
     desired: &Desired,
-    members: &Members,
-    skipped: &BTreeMap<Subnet, String>,
+    listing: &Listing,
+    members: &Verdict,
     outcomes: &Outcomes,
     counters: Option<&Counters>,
 ) -> Status {
@@ -98,14 +115,14 @@ pub(super) fn of(
         each.map(|(name, value)| (name.to_owned(), value)).collect()
     };
     let peer = |peer: &Peer| {
-        let standing = members.standing(&peer.subnet);
+        let standing = members.standing.get(&peer.subnet);
         let unreached: Vec<String> = desired
             .skipped
             .iter()
             .filter(|((of, _), _)| of == &peer.subnet)
             .map(|((_, family), why)| format!("{family}: {why}"))
             .collect();
-        let (mut state, mut reason) = standing;
+        let (mut state, mut reason) = standing.map(told).unwrap_or_default();
         if !unreached.is_empty() {
             (state, reason) = ("skipped".to_owned(), unreached.join("; "));
         }
@@ -134,7 +151,10 @@ pub(super) fn of(
             udp: of_udp.map(|counters| named(&mut counters.each())).unwrap_or_default(),
         }
     };
-    let left_out = skipped.iter().map(|(subnet, why)| PeerStatus {
+    // The hosts in the path, and those that are listed and not in it.
+    let mut known = listing.peers.clone();
+    known.extend(members.peers.clone());
+    let left_out = listing.unusable.iter().map(|(subnet, why)| PeerStatus {
         subnet: subnet.to_string(),
         state: "skipped".to_owned(),
         reason: why.clone(),
@@ -146,7 +166,7 @@ pub(super) fn of(
         subnet: model.me.subnet.map(|subnet| subnet.to_string()),
         backend: crate::backend::name(&model.config.backend).to_owned(),
         pod_mtu: desired.pod_mtu,
-        peers: members.all().map(peer).chain(left_out).collect(),
+        peers: known.values().map(peer).chain(left_out).collect(),
         udp: counters.map(|counters| named(&mut counters.tunnel.each())).unwrap_or_default(),
     }
 }
