@@ -8,7 +8,6 @@ use futures::StreamExt;
 use proptest::prelude::*;
 use tokio::time::{Instant, timeout_at};
 use weft_kernel::net::*;
-use weft_kernel::netns::NetNs;
 
 /// Generous: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,8 +47,7 @@ fn without_untold(mut state: State) -> State {
 
 async fn walk(steps: &[(usize, bool)]) -> Result<(), String> {
     let all = scene::steps();
-    let ns = NetNs::anonymous().unwrap();
-    let net = Rtnetlink::open_in(&ns).unwrap();
+    let net = scene::fresh_kernel();
     let mut events = net.events().unwrap();
     let mut state = net.observe().await.unwrap();
     let mut pending = vec![];

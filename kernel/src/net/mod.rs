@@ -1,16 +1,19 @@
 //! A host's network as plain data, and the seam through which it is read and changed.
 //!
 //! [`State`] is what a host holds (or should hold); [`Change`] is one step; [`Net`] is the seam;
-//! [`Event`] is what the kernel says when somebody changed something. Behind the seam: [`Rtnetlink`].
+//! [`Event`] is what the kernel says when somebody changed something. Behind the seam: [`Rtnetlink`] and,
+//! for tests, [`FakeNet`].
 
 mod absorb;
 mod events;
+mod fake;
 mod names;
 mod rtnetlink;
 mod state;
 
 pub use absorb::Absorbed;
 pub use events::Events;
+pub use fake::FakeNet;
 pub use names::{BadLinkName, BadMac, BadVni, LinkName, Mac, Vni};
 pub use rtnetlink::{LinkStats, Rtnetlink};
 pub use state::{

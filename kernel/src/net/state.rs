@@ -57,6 +57,21 @@ pub struct Link {
     pub master: Option<LinkName>,
 }
 
+impl Link {
+    /// Whether this link, which exists, is what making `wanted` would have made. An index, a carrier
+    /// and whatever the wish leaves open (no MAC, an MTU of 0) do not count.
+    pub fn is_as_wanted(&self, wanted: &Self) -> bool {
+        let wish = Self {
+            index: self.index,
+            carrier: self.carrier,
+            mac: wanted.mac.or(self.mac),
+            mtu: if wanted.mtu == 0 { self.mtu } else { wanted.mtu },
+            ..wanted.clone()
+        };
+        *self == wish
+    }
+}
+
 /// The sorts of link weft cares about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
@@ -228,7 +243,8 @@ pub enum Change {
 /// What [`Change::SetLink`] changes; `None` leaves as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkPatch {
-    /// Ethernet address.
+    /// Ethernet address. Setting one, even the one it has, takes all the link's neighbours away,
+    /// permanent ones too (net/core/neighbour.c, `neigh_changeaddr`).
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: Option<u32>,

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use weft_kernel::net::*;
+use weft_kernel::netns::NetNs;
 
 pub(crate) fn name(raw: &str) -> LinkName {
     raw.parse().unwrap()
@@ -100,6 +101,14 @@ pub(crate) fn up(link: &str, up: bool) -> Change {
 pub(crate) async fn must(net: &impl Net, changes: &[Change]) {
     let failures = net.apply(changes).await;
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// A namespace as hosts are: with its loopback link up, as [`FakeNet::new`] has it.
+pub(crate) fn fresh_kernel() -> Rtnetlink {
+    let ns = NetNs::anonymous().unwrap();
+    let net = Rtnetlink::open_in(&ns).unwrap();
+    assert!(net.apply_blocking(&[up("lo", true)]).is_empty());
+    net
 }
 
 /// Every step that a random walk through a small network may take.

@@ -22,7 +22,7 @@ use crate::net::{Address, Change, Failure, FdbEntry, Link, LinkKind, LinkName, L
 use crate::netns::NetNs;
 
 pub(super) fn apply(socket: &mut Socket, changes: &[Change]) -> Vec<Failure> {
-    let mut apply = Apply { socket, changes, batch: Batch::new(), indices: HashMap::new(), failures: vec![] };
+    let mut apply = Apply { socket, changes, batch: Batch::new(), known: HashMap::new(), failures: vec![] };
     for nth in 0..changes.len() {
         if let Err(refusal) = apply.step(nth) {
             apply.fail(nth, refusal);
@@ -39,8 +39,15 @@ struct Apply<'a> {
     /// Messages not sent yet, each with its change's place.
     batch: Batch<usize>,
     /// Links looked up since the last change of links.
-    indices: HashMap<LinkName, u32>,
+    known: HashMap<LinkName, Known>,
     failures: Vec<Failure>,
+}
+
+/// What is to be known of a link to name it in a message.
+#[derive(Clone, Copy)]
+struct Known {
+    index: u32,
+    is_vxlan: bool,
 }
 
 impl Apply<'_> {
@@ -100,7 +107,12 @@ impl Apply<'_> {
                 Ok(())
             }
             Change::ReplaceFdb(entry) => {
-                let index = self.index(&entry.link)?;
+                let Known { index, is_vxlan } = self.known(&entry.link)?;
+                if !is_vxlan {
+                    // The kernel would take the MAC for one more address of the link's own
+                    // (net/core/rtnetlink.c, `ndo_dflt_fdb_add`).
+                    return Err(Errno::EOPNOTSUPP.into());
+                }
                 if entry.mac.has_many_destinations() {
                     return self.only_destination(entry, index);
                 }
@@ -158,17 +170,22 @@ impl Apply<'_> {
     fn structural(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Refusal>) -> Result<(), Refusal> {
         self.flush();
         let done = act(self);
-        self.indices.clear();
+        self.known.clear();
         done
     }
 
     fn index(&mut self, name: &LinkName) -> Result<u32, Refusal> {
-        if let Some(index) = self.indices.get(name) {
-            return Ok(*index);
+        Ok(self.known(name)?.index)
+    }
+
+    fn known(&mut self, name: &LinkName) -> Result<Known, Refusal> {
+        if let Some(known) = self.known.get(name) {
+            return Ok(*known);
         }
-        let index = link(self.socket, name)?.index;
-        self.indices.insert(name.clone(), index);
-        Ok(index)
+        let link = link(self.socket, name)?;
+        let known = Known { index: link.index, is_vxlan: matches!(link.kind, LinkKind::Vxlan(_)) };
+        self.known.insert(name.clone(), known);
+        Ok(known)
     }
 
     fn index_if_there(&mut self, name: &LinkName) -> Result<Option<u32>, Refusal> {
@@ -189,10 +206,16 @@ impl Apply<'_> {
             kind => return Err(wrong(format!("a link of kind {kind:?} is not made this way"))),
         };
         let master = wanted.master.as_ref().map(|name| self.index(name)).transpose()?;
-        match self.socket.change(encode::add_link(wanted, info, master), encode::ADD) {
+        let mut born = wanted.clone();
+        if wanted.kind == LinkKind::Bridge {
+            // Only a *change* of a bridge's MTU pins it; otherwise it follows its ports
+            // (net/bridge/br_if.c, `br_mtu_auto_adjust`). `finish` makes the change.
+            born.mtu = wanted.mtu.saturating_sub(1);
+        }
+        match self.socket.change(encode::add_link(&born, info, master), encode::ADD) {
             // The name is taken; or, for a VXLAN, its VNI and port are, under any name.
             Err(refusal) if refusal.is(Errno::EEXIST) => match link(self.socket, &wanted.name) {
-                Ok(there) if is_as_wanted(&there, wanted) => Ok(()),
+                Ok(there) if there.is_as_wanted(wanted) => Ok(()),
                 _ => Err(refusal),
             },
             Err(refusal) => Err(refusal),
@@ -210,9 +233,9 @@ impl Apply<'_> {
         };
         match self.socket.change(encode::add_link(host, info, master), encode::ADD) {
             Err(refusal) if refusal.is(Errno::EEXIST) => {
-                let near_is = link(self.socket, &host.name).is_ok_and(|there| is_as_wanted(&there, host));
+                let near_is = link(self.socket, &host.name).is_ok_and(|there| there.is_as_wanted(host));
                 let far = far.as_mut().unwrap_or(self.socket);
-                let far_is = link(far, &peer.name).is_ok_and(|there| is_as_wanted(&there, peer));
+                let far_is = link(far, &peer.name).is_ok_and(|there| there.is_as_wanted(peer));
                 if near_is && far_is { Ok(()) } else { Err(refusal) }
             }
             Err(refusal) => Err(refusal),
@@ -294,8 +317,9 @@ fn finish(socket: &mut Socket, wanted: &Link) -> Result<(), Refusal> {
         }
     }
     let mac = wanted.mac.filter(|mac| made.mac != Some(*mac));
+    let mtu = Some(wanted.mtu).filter(|mtu| *mtu != 0 && *mtu != made.mtu);
     let up = wanted.up.then_some(true);
-    let patch = LinkPatch { mac, up, alias: wanted.alias.clone(), ..LinkPatch::default() };
+    let patch = LinkPatch { mac, mtu, up, alias: wanted.alias.clone(), ..LinkPatch::default() };
     if patch == LinkPatch::default() {
         Ok(())
     } else {
@@ -312,19 +336,6 @@ fn link(socket: &mut Socket, name: &LinkName) -> Result<Link, Refusal> {
     let names =
         if raw.refers() { observe::links(socket).map_err(io::Error::other)?.1 } else { Default::default() };
     Ok(raw.resolve(&names))
-}
-
-/// Whether a link that exists is what would have been made. An index, a carrier and whatever the wish
-/// leaves open do not count.
-fn is_as_wanted(there: &Link, wanted: &Link) -> bool {
-    let wish = Link {
-        index: there.index,
-        carrier: there.carrier,
-        mac: wanted.mac.or(there.mac),
-        mtu: if wanted.mtu == 0 { there.mtu } else { wanted.mtu },
-        ..wanted.clone()
-    };
-    *there == wish
 }
 
 fn wrong(message: String) -> Refusal {

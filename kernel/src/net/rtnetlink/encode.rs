@@ -27,7 +27,10 @@ use crate::net::{Address, FdbEntry, Link, LinkName, LinkPatch, Neighbour, Route,
 pub(super) const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
-/// How many low bits of [`LinkAttribute::ExtMask`] we want: no statistics, which cost most of a dump.
+/// The loopback link is the first of every namespace (include/net/flow.h).
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Without statistics, which are most of a link's message.
 pub(super) fn list_links() -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -187,8 +190,11 @@ pub(super) fn replace_route(route: &Route, link: Option<u32>) -> RouteNetlinkMes
 }
 
 pub(super) fn delete_route(route: &Route, link: Option<u32>) -> RouteNetlinkMessage {
-    let mut message = self::route(route, link);
-    // Any scope (net/ipv4/fib_trie.c, `fib_table_delete`); all the rest must match.
+    // An IPv6 route that drops hangs on the loopback link. Its kind does not count when deleting
+    // (net/ipv6/route.c, `ip6_route_del`), that link does.
+    let drops = route.key.dst.is_ipv6() && route.kind != RouteKind::Unicast;
+    let mut message = self::route(route, if drops { Some(LOOPBACK_IFINDEX) } else { link });
+    // Any scope (net/ipv4/fib_trie.c, `fib_table_delete`); kind, protocol and next hop must match.
     message.header.scope = RouteScope::NoWhere;
     RouteNetlinkMessage::DelRoute(message)
 }
