@@ -64,7 +64,21 @@ impl Cache {
         Some(Registry::new(prefix.clone(), &snapshot).0)
     }
 
+    /// The prefix in the store of the network that is kept here.
+    pub fn prefix(&self) -> Option<Prefix> {
+        self.load().map(|stored| Prefix::new(&stored.prefix))
+    }
+
     fn stored(&self, prefix: &Prefix) -> Option<Stored> {
+        let stored = self.load()?;
+        if stored.prefix != prefix.to_string() {
+            tracing::info!(path = %self.path.display(), "the cache is of another prefix");
+            return None;
+        }
+        Some(stored)
+    }
+
+    fn load(&self) -> Option<Stored> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -76,8 +90,8 @@ impl Cache {
         let stored: Stored = serde_json::from_slice(&text)
             .inspect_err(|error| tracing::warn!(path = %self.path.display(), %error, "the cache is damaged"))
             .ok()?;
-        if stored.version != VERSION || stored.prefix != prefix.to_string() {
-            tracing::info!(path = %self.path.display(), "the cache is of another version or prefix");
+        if stored.version != VERSION {
+            tracing::info!(path = %self.path.display(), "the cache is of another version");
             return None;
         }
         Some(stored)
@@ -170,6 +184,7 @@ mod tests {
         let subnet = "10.42.7.0/24".parse().unwrap();
         assert_eq!(after.holder(&subnet), before.holder(&subnet));
         assert!(cache.read(&Prefix::new("/other")).is_none(), "another network's");
+        assert_eq!(cache.prefix(), Some(Prefix::new("/n")), "whose it is can be asked");
     }
 
     #[test]
