@@ -19,6 +19,7 @@ pub mod forward;
 pub mod iptables;
 pub mod leftovers;
 mod masquerade;
+pub mod programs;
 mod spoofing;
 mod trace;
 

@@ -1,0 +1,82 @@
+//! iptables' own programs, called: what is in their rule sets, and changes to it.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use weft_kernel::nft::TableKey;
+
+use super::iptables::{Iptables, Restore};
+
+/// A program of iptables' could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It is not there, or cannot be started.
+    #[error("cannot run {program}")]
+    Start {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("{program} says: {words}")]
+    Failed {
+        /// Which.
+        program: &'static str,
+        /// Its last words.
+        words: String,
+    },
+}
+
+/// The rule sets that this thread's network namespace uses; `nft_tables` are nftables' tables.
+pub fn in_use(nft_tables: &[TableKey]) -> impl Iterator<Item = Iptables> {
+    let legacy = |tables: &Iptables| fs::read_to_string(tables.legacy_tables_file()).unwrap_or_default();
+    Iptables::ALL.into_iter().filter(move |tables| tables.is_in_use(nft_tables, &legacy(tables)))
+}
+
+/// What the rule set holds.
+///
+/// # Errors
+/// When the program is missing or fails.
+pub fn save(tables: Iptables) -> Result<String, ProgramError> {
+    let program = tables.save_program();
+    let output = Command::new(program).stdin(Stdio::null()).output();
+    let output = output.map_err(|source| ProgramError::Start { program, source })?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(ProgramError::Failed { program, words: last_words(&output.stderr) })
+    }
+}
+
+/// Changes the rule set; nothing is called if there is nothing to do.
+///
+/// # Errors
+/// When the program is missing or fails; then nothing was changed in that table.
+pub fn restore(tables: Iptables, steps: &Restore) -> Result<(), ProgramError> {
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let program = tables.restore_program();
+    let start = |source| ProgramError::Start { program, source };
+    let mut command = Command::new(program);
+    command.args(Restore::ARGUMENTS).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(start)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Shorter than a pipe holds; if the program has gone already, its last words say why.
+        let _ = stdin.write_all(steps.to_string().as_bytes());
+    }
+    let output = child.wait_with_output().map_err(start)?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(ProgramError::Failed { program, words: last_words(&output.stderr) })
+    }
+}
+
+fn last_words(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
