@@ -7,6 +7,7 @@ pub mod attach;
 pub mod backend;
 pub mod believe;
 pub mod cache;
+pub mod cleanup;
 pub mod cni;
 pub mod config;
 pub mod diff;
