@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
-use weft_store::{Store, StoreError, Txn, TxnOutcome};
+pub use weft_store::{ConnectOptions, Store};
+use weft_store::{StoreError, Txn, TxnOutcome};
 
 use crate::key::Prefix;
 use crate::lease_attrs::LeaseAttrs;

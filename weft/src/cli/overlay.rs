@@ -16,6 +16,7 @@ use weft_overlay::options::{LinkPattern, LinkRef, NetworkName, Options, Underlay
 use weft_overlay::run::RunError;
 
 use super::error::CliError;
+use super::etcd::EtcdArgs;
 use super::flags::Sources;
 use super::values::{Switch, address, cidr, duration, number, own};
 
@@ -32,35 +33,8 @@ use super::values::{Switch, address, cidr, duration, number, own};
 #[derive(clap::Args)]
 #[command(args_override_self = true, mut_args = Switch::as_in_go, after_long_help = AFTER_HELP)]
 pub struct Args {
-    /// etcd's client URLs, with commas between them
-    #[arg(
-        long,
-        value_name = "URLS",
-        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
-        help_heading = ETCD
-    )]
-    etcd_endpoints: String,
-    /// Where the network's keys begin in etcd
-    #[arg(long, value_name = "KEY", default_value = "/coreos.com/network", help_heading = ETCD)]
-    etcd_prefix: String,
-    /// The CA that signed etcd's certificate; enough for https:// alone
-    #[arg(long, value_name = "FILE", help_heading = ETCD)]
-    etcd_cafile: Option<PathBuf>,
-    /// This host's client certificate
-    #[arg(long, value_name = "FILE", help_heading = ETCD)]
-    etcd_certfile: Option<PathBuf>,
-    /// The key of this host's client certificate
-    #[arg(long, value_name = "FILE", help_heading = ETCD)]
-    etcd_keyfile: Option<PathBuf>,
-    /// etcd's user
-    #[arg(long, value_name = "NAME", help_heading = ETCD)]
-    etcd_username: Option<String>,
-    /// A file with that user's password
-    #[arg(long, value_name = "FILE", help_heading = ETCD)]
-    etcd_password_file: Option<PathBuf>,
-    /// The password itself; every user of this host can read it in the process list
-    #[arg(long, value_name = "PASSWORD", help_heading = ETCD)]
-    etcd_password: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
 
     /// The link to other hosts, by name or address; repeated: the first that exists
     #[arg(long, value_name = "NAME|IP", value_parser = own::<LinkRef>, help_heading = HOST)]
@@ -193,7 +167,6 @@ struct OnlyFlannel {
     alsologtostderr: Option<Switch>,
 }
 
-const ETCD: &str = "etcd";
 const HOST: &str = "This host";
 const LEASE: &str = "Its subnet";
 const TRAFFIC: &str = "Traffic";
@@ -282,19 +255,11 @@ impl Args {
     pub fn settings(self, sources: &Sources) -> Result<Settings, CliError> {
         self.flannel.refuse(sources)?;
         let ignored = self.flannel.ignored(sources);
-        let mut options = Options::default();
-        let tls = [&self.etcd_cafile, &self.etcd_certfile, &self.etcd_keyfile].iter().any(|f| f.is_some());
-        options.etcd.endpoints = endpoints(&self.etcd_endpoints, tls);
-        options.etcd.ca_file = self.etcd_cafile;
-        options.etcd.cert_file = self.etcd_certfile;
-        options.etcd.key_file = self.etcd_keyfile;
-        options.etcd.username = self.etcd_username;
-        options.etcd.password = self.etcd_password.map(Into::into);
-        options.etcd.password_file = self.etcd_password_file;
+        let etcd_prefix = self.etcd.etcd_prefix.clone();
         let port = u16::try_from(self.healthz_port).expect("its parser allows no more");
         let options = Options {
-            etcd: options.etcd,
-            etcd_prefix: self.etcd_prefix,
+            etcd: self.etcd.connect_options(),
+            etcd_prefix,
             network: self.network,
             underlay: UnderlayChoice {
                 links: self.iface,
@@ -363,13 +328,6 @@ impl OnlyFlannel {
         let given = table.into_iter().filter(|(_, given)| *given);
         given.map(|(flag, _)| sources.name(flag)).collect()
     }
-}
-
-/// The URLs; flannel's users write `127.0.0.1:2379` as well, which means TLS if there are certificates.
-fn endpoints(text: &str, tls: bool) -> Vec<String> {
-    let scheme = if tls { "https" } else { "http" };
-    let whole = |url: &str| if url.contains("://") { url.to_owned() } else { format!("{scheme}://{url}") };
-    text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(whole).collect()
 }
 
 fn own_node_id(raw: &str) -> Result<NodeId, String> {
