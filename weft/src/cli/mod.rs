@@ -3,13 +3,16 @@
 //! Each command is a file: `Args` is what it takes, `run` does it. Exit codes: 0 well, 1 failed, 2 wrong
 //! usage.
 
+pub mod cleanup;
 pub mod cni;
 pub mod demo;
 pub mod docker_opts;
 pub mod down;
 pub mod error;
+mod etcd;
 pub mod exec;
 pub mod flags;
+pub mod lease;
 pub mod output;
 pub mod overlay;
 pub mod ps;
@@ -49,6 +52,8 @@ pub enum Command {
     Ps(ps::Args),
     Exec(exec::Args),
     Down(down::Args),
+    Lease(lease::Args),
+    Cleanup(cleanup::Args),
     DockerOpts(docker_opts::Args),
     Cni(cni::Args),
 }
@@ -92,6 +97,8 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Command::Ps(args) => ps::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Down(args) => down::run(args),
+        Command::Lease(args) => lease::run(args),
+        Command::Cleanup(args) => cleanup::run(args),
         Command::DockerOpts(args) => docker_opts::run(args),
         Command::Cni(cni::Args {}) => cni::run(env),
     }
