@@ -15,6 +15,7 @@ pub mod flags;
 pub mod lease;
 pub mod output;
 pub mod overlay;
+pub mod peers;
 pub mod ps;
 pub mod up;
 mod values;
@@ -47,6 +48,8 @@ pub struct Cli {
 #[allow(missing_docs)]
 pub enum Command {
     Overlay(Box<overlay::Args>),
+    Peers(peers::PeersArgs),
+    Diff(peers::DiffArgs),
     Demo(demo::Args),
     Up(up::Args),
     Ps(ps::Args),
@@ -92,6 +95,8 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
     };
     match cli.command {
         Command::Overlay(args) => overlay::run(*args, &sources, env),
+        Command::Peers(args) => peers::peers(&args),
+        Command::Diff(args) => peers::diff(&args),
         Command::Demo(args) => demo::run(args),
         Command::Up(args) => up::run(args),
         Command::Ps(args) => ps::run(args),
