@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides. [`net`] holds plain data about a host's network, a seam ([`net::Net`]) to
 //! read and change it, the real kernel behind it and an honest fake. [`nft`] speaks nftables over
-//! netlink. The rest is small: [`netns`], [`sysctl`], [`tun`].
+//! netlink. The rest is small: [`netns`], [`sysctl`], [`offload`], [`tun`].
 
 pub mod net;
 pub mod netns;

@@ -354,3 +354,150 @@ fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok();
     v4.or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::rtnetlink::encode;
+    use crate::net::rtnetlink::socket::Messages;
+    use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
+    use netlink_packet_route::RouteNetlinkMessage;
+    use proptest::prelude::*;
+
+    fn bytes(message: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn name(raw: &str) -> LinkName {
+        raw.parse().unwrap()
+    }
+
+    fn vxlan_link() -> Link {
+        let vni = Vni::try_from(1).unwrap();
+        let local = Some("192.0.2.1".parse().unwrap());
+        Link {
+            name: name("weft.1"),
+            index: 0,
+            kind: LinkKind::Vxlan(Vxlan {
+                vni,
+                port: 8472,
+                local,
+                underlay: None,
+                learning: true,
+                gbp: true,
+            }),
+            mac: Some(Mac([0x4e, 0x11, 0, 0, 0, 1])),
+            mtu: 1450,
+            up: false,
+            carrier: false,
+            alias: None,
+            master: None,
+        }
+    }
+
+    fn a_route() -> Route {
+        let key = RouteKey { table: 70_000, dst: "10.42.7.0/24".parse().unwrap(), metric: 5 };
+        let via = Some("10.42.7.0".parse().unwrap());
+        let (link, src) = (Some(name("weft.1")), Some("10.42.1.0".parse().unwrap()));
+        Route { key, kind: RouteKind::Unicast, protocol: 87, via, link, onlink: true, src, mtu: Some(1300) }
+    }
+
+    fn a_neighbour() -> Neighbour {
+        let addr = "fd00:42:7::".parse().unwrap();
+        Neighbour { link: name("weft.1"), addr, mac: Mac([0x4e, 0x11, 0, 0, 0, 7]), permanent: true }
+    }
+
+    fn an_entry() -> FdbEntry {
+        let dst = "2001:db8::7".parse().unwrap();
+        FdbEntry { link: name("weft.1"), mac: Mac([0x4e, 0x11, 0, 0, 0, 7]), dst, permanent: true }
+    }
+
+    fn an_address() -> Address {
+        Address { link: name("weft.1"), network: "10.42.1.1/24".parse().unwrap() }
+    }
+
+    fn names() -> Names {
+        Names::from([(7, name("weft.1"))])
+    }
+
+    fn messages() -> Vec<RouteNetlinkMessage> {
+        let LinkKind::Vxlan(vxlan) = vxlan_link().kind else { unreachable!() };
+        vec![
+            encode::add_link(&vxlan_link(), encode::vxlan_info(&vxlan, Some(3)), Some(4)),
+            encode::add_address(&an_address(), 7),
+            encode::replace_route(&a_route(), Some(7)),
+            encode::replace_neighbour(&a_neighbour(), 7),
+            encode::replace_fdb(&an_entry(), 7),
+        ]
+    }
+
+    /// Everything that is done with a message; returns what it says, for comparison.
+    fn take_in(datagram: &[u8]) -> Vec<String> {
+        let names = names();
+        let link_name = name("weft.1");
+        let mut said = vec![];
+        for message in Messages::new(datagram).filter_map(|message| message.decode()) {
+            match message {
+                RouteNetlinkMessage::NewLink(m) => {
+                    said.extend(link(&m).map(|raw| format!("{:?}", raw.resolve(&names))));
+                }
+                RouteNetlinkMessage::NewAddress(m) => {
+                    said.extend(address(&m, &names).map(|address| address.to_string()));
+                    let _ = passing(&m);
+                }
+                RouteNetlinkMessage::NewRoute(m) => {
+                    if let Some(SeenRoute::Modelled(route)) = route(&m, &names) {
+                        said.push(format!("{route:?}"));
+                    }
+                }
+                RouteNetlinkMessage::NewNeighbour(m) => {
+                    if let Some(SeenNeighbour::Usable(neighbour)) = neighbour(&m, &names) {
+                        said.push(format!("{neighbour:?}"));
+                    }
+                    if let Some(SeenFdb::Plain(entry)) = fdb(&m, &link_name) {
+                        said.push(format!("{entry:?}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        said
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let said: Vec<String> = messages().into_iter().flat_map(|message| take_in(&bytes(message))).collect();
+        let expected = [
+            format!("{:?}", vxlan_link()),
+            an_address().to_string(),
+            format!("{:?}", a_route()),
+            format!("{:?}", a_neighbour()),
+            format!("{:?}", an_entry()),
+        ];
+        assert_eq!(said, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            which in 0usize..5,
+            wrong in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+            noise in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let mut datagram = bytes(messages().swap_remove(which));
+            for (at, byte) in wrong {
+                let at = at.index(datagram.len());
+                datagram[at] = byte;
+            }
+            datagram.truncate(cut.index(datagram.len()) + 1);
+            take_in(&datagram);
+            datagram.extend(noise);
+            take_in(&datagram);
+        }
+    }
+}

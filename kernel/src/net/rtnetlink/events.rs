@@ -23,7 +23,7 @@ use crate::netns::NetNs;
 
 /// Room for what may happen while nobody reads: adding 5,000 peers makes 15,000 messages of about
 /// 1 KiB each in the socket's accounting.
-const RECEIVE_BUFFER: usize = 32 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 32 << 20;
 
 // include/uapi/linux/rtnetlink.h, `enum rtnetlink_groups`
 const RTNLGRP_LINK: u32 = 1;
@@ -44,11 +44,11 @@ const GROUPS: [u32; 6] = [
 
 /// Subscribes, then learns the links' names: a message about a link that neither that list nor an
 /// earlier message names is about a link that is gone.
-pub(super) fn subscribe(ns: &NetNs) -> Result<Events, NetError> {
+pub(super) fn subscribe(ns: &NetNs, receive_buffer: usize) -> Result<Events, NetError> {
     let socket = inside(ns, || -> io::Result<_> {
         let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        grow_receive_buffer(&socket, RECEIVE_BUFFER)?;
+        grow_receive_buffer(&socket, receive_buffer)?;
         for group in GROUPS {
             socket.add_membership(group)?;
         }
@@ -184,4 +184,38 @@ fn route(seen: SeenRoute, event: fn(crate::net::Route) -> Event) -> Option<Event
         SeenRoute::Modelled(route) => event(route),
         SeenRoute::Other(key) | SeenRoute::UnknownLink(key) => Event::OtherRoute(key),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Change, LinkPatch, Net, Rtnetlink};
+    use futures::StreamExt;
+    use std::time::Duration;
+    use tokio::time::{Instant, timeout_at};
+
+    #[tokio::test]
+    async fn lost_events_are_told_and_the_next_ones_come() {
+        let ns = NetNs::anonymous().unwrap();
+        let net = Rtnetlink::open_in(&ns).unwrap();
+        // The smallest buffer the kernel allows holds less than two messages about links.
+        let mut events = subscribe(&ns, 1).unwrap();
+        let up =
+            |up| Change::SetLink("lo".parse().unwrap(), LinkPatch { up: Some(up), ..LinkPatch::default() });
+        assert!(net.apply(&[up(true), up(false), up(true), up(false)]).await.is_empty());
+
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while timeout_at(deadline, events.next()).await.expect("told in time") != Some(Event::Lost) {}
+        // What was still waiting may have left no room, so it is said until it is heard.
+        loop {
+            assert!(net.apply(&[up(false), up(true)]).await.is_empty());
+            let soon = Instant::now() + Duration::from_millis(20);
+            while let Ok(event) = timeout_at(soon, events.next()).await {
+                if matches!(event, Some(Event::Link(_))) {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "nothing is heard after a loss");
+        }
+    }
 }

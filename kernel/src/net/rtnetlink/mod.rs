@@ -102,7 +102,7 @@ impl Net for Rtnetlink {
     }
 
     fn events(&self) -> Result<Events, NetError> {
-        events::subscribe(&self.ns)
+        events::subscribe(&self.ns, events::RECEIVE_BUFFER)
     }
 }
 

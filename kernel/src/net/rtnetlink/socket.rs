@@ -386,3 +386,70 @@ fn with_header(bytes: &mut [u8], start: usize, set: impl FnOnce(&mut NetlinkBuff
 fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::rtnetlink::encode;
+    use crate::net::{Route, RouteKey, RouteKind};
+    use crate::netns::{NetNs, run_in};
+    use netlink_packet_core::NLM_F_CREATE;
+
+    fn blackhole(nth: u32) -> Route {
+        let dst = format!("10.{}.{}.0/24", nth / 256, nth % 256).parse().unwrap();
+        let key = RouteKey { table: 254, dst, metric: 0 };
+        let (via, link, src, mtu) = (None, None, None, None);
+        Route { key, kind: RouteKind::Blackhole, protocol: 87, via, link, onlink: false, src, mtu }
+    }
+
+    /// A namespace in which routes to the even ones of 600 subnets are there, and a socket with this
+    /// receive buffer.
+    fn half_there(receive_buffer: usize) -> Socket {
+        run_in(&NetNs::anonymous().unwrap(), || {
+            let mut socket = Socket::open(receive_buffer).unwrap();
+            let mut batch = Batch::new();
+            for nth in (0..600).step_by(2) {
+                batch.push(encode::replace_route(&blackhole(nth), None), NLM_F_CREATE, nth);
+            }
+            assert!(socket.transact(batch).is_empty());
+            socket
+        })
+        .unwrap()
+    }
+
+    fn delete_all(socket: &mut Socket) -> Vec<u32> {
+        let mut batch = Batch::new();
+        for nth in 0..600 {
+            batch.push(encode::delete_route(&blackhole(nth), None), 0, nth);
+        }
+        let refused = socket.transact(batch);
+        assert!(refused.iter().all(|(_, refusal)| refusal.is(Errno::ESRCH)));
+        refused.into_iter().map(|(nth, _)| nth).collect()
+    }
+
+    #[test]
+    fn refusals_find_their_requests() {
+        let odd: Vec<u32> = (1..600).step_by(2).collect();
+        assert_eq!(delete_all(&mut half_there(RECEIVE_BUFFER)), odd);
+    }
+
+    #[test]
+    fn lost_answers_are_asked_for_again() {
+        let mut socket = half_there(RECEIVE_BUFFER);
+        // The smallest buffer the kernel allows holds two or three of three hundred refusals.
+        setsockopt(&socket.socket, sockopt::RcvBuf, &1).unwrap();
+        // The first time round everything was deleted, so the second finds nothing to delete.
+        assert_eq!(delete_all(&mut socket), (0..600).collect::<Vec<_>>());
+        // And the socket is fit for use.
+        assert_eq!(socket.dump(&encode::list_links(), Some).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_refusal_carries_the_kernels_explanation() {
+        let mut socket = half_there(RECEIVE_BUFFER);
+        let gone =
+            Route { via: Some("192.0.2.1".parse().unwrap()), kind: RouteKind::Unicast, ..blackhole(1) };
+        let refusal = socket.change(encode::replace_route(&gone, None), encode::REPLACE).unwrap_err();
+        assert!(refusal.said.is_some(), "{refusal:?}");
+    }
+}
