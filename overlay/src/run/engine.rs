@@ -18,7 +18,7 @@ use weft_kernel::tun::{Framing, Tun};
 
 use super::assemble;
 use super::files::Files;
-use super::filter::Filter;
+use super::filter::{Applied, Filter};
 use super::kernel::Kernel;
 use super::numbers::Numbers;
 use super::status::{self, Status};
@@ -157,7 +157,11 @@ impl Engine {
         done.step("tunnel", self.run_tunnel(&model, &desired));
         let observed = self.kernel.observe(false).await?;
         let comparison = diff(&desired.kernel, &observed, &desired.scope);
-        self.numbers.healed(&comparison.changes, reasons);
+        // The plan is the one of the last pass, and still there is something to do: somebody else did it.
+        let drifted = self.plans.borrow().as_deref().is_some_and(|last| last.kernel == desired.kernel);
+        if drifted {
+            self.numbers.healed(&comparison.changes);
+        }
         let failures = self.kernel.apply(&comparison.changes).await;
         done.changes(comparison.changes.len(), &failures);
         self.tell_kernel(&comparison.conflicts, &failures);
@@ -165,18 +169,11 @@ impl Engine {
         let (site, records) = self.offer(&model, &desired, &lease);
         let keeping = self.keep_pods(site.as_ref(), &records).await?;
         done.changes(keeping.0.changes.len(), &keeping.1);
+        if drifted {
+            self.numbers.healed(&keeping.0.changes);
+        }
         let observed = self.kernel.observe(false).await?;
-        done.step(
-            "firewall",
-            self.make_filter(
-                &model,
-                &desired,
-                &observed,
-                &records,
-                site.as_ref(),
-                reasons.contains("filter"),
-            ),
-        );
+        done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
 
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));
@@ -516,7 +513,6 @@ impl Engine {
         observed: &State,
         records: &[Record],
         site: Option<&Site>,
-        only_kernel: bool,
     ) -> Result<usize, String> {
         let around = surroundings(model, desired, observed, records, site);
         let made = firewall::plan(model, &around).map_err(|error| error.to_string()).and_then(
@@ -526,10 +522,10 @@ impl Engine {
             Ok(_) => self.health.ok("firewall"),
             Err(error) => self.health.not_ready("firewall", error.clone()),
         }
-        if made == Ok(true) && only_kernel {
+        if made == Ok(Applied::Healed) {
             self.numbers.healed_filter();
         }
-        made.map(usize::from)
+        made.map(|applied| usize::from(applied != Applied::Same))
     }
 
     fn tell_kernel(&self, conflicts: &[Conflict], failures: &[Failure]) {

@@ -6,8 +6,21 @@ use weft_kernel::nft::{self, CommitError, DumpError, Nft, Table};
 #[derive(Debug)]
 pub(super) struct Filter {
     nft: Nft,
-    /// What the kernel holds as far as we know: what we committed last, while nobody else changed it.
-    believed: Option<Table>,
+    /// What we committed last.
+    committed: Option<Table>,
+    /// Somebody else may have changed it since.
+    doubted: bool,
+}
+
+/// What [`Filter::apply`] had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// Nothing.
+    Same,
+    /// What is wanted had changed.
+    Changed,
+    /// What is wanted had not, so somebody else had a hand in it.
+    Healed,
 }
 
 /// The table is not as it should be.
@@ -23,7 +36,7 @@ pub(super) enum FilterError {
 
 impl Filter {
     pub(super) fn open() -> std::io::Result<Self> {
-        Ok(Self { nft: Nft::open()?, believed: None })
+        Ok(Self { nft: Nft::open()?, committed: None, doubted: true })
     }
 
     /// The port by which our own changes are told from others' in events.
@@ -33,26 +46,31 @@ impl Filter {
 
     /// Somebody else changed our table: look at it before believing anything.
     pub(super) fn doubt(&mut self) {
-        self.believed = None;
+        self.doubted = true;
     }
 
-    /// Makes the table what it should be; says whether anything had to be changed. Only what
-    /// differs is written: a peer more is a few elements.
-    pub(super) fn apply(&mut self, desired: &Table) -> Result<bool, FilterError> {
-        if self.believed.as_ref() == Some(desired) {
-            return Ok(false);
+    /// Makes the table what it should be. Only what differs is written: a peer more is a few elements.
+    pub(super) fn apply(&mut self, desired: &Table) -> Result<Applied, FilterError> {
+        let unchanged = self.committed.as_ref() == Some(desired);
+        if unchanged && !self.doubted {
+            return Ok(Applied::Same);
         }
-        let observed = match self.believed.take() {
-            Some(believed) => Some(believed),
-            None => self.nft.table(&desired.key)?,
+        let observed = match &self.committed {
+            Some(committed) if !self.doubted => Some(committed.clone()),
+            _ => self.nft.table(&desired.key)?,
         };
         let difference = nft::diff(desired, observed.as_ref());
-        if difference.is_same() {
-            self.believed = Some(desired.clone());
-            return Ok(false);
+        if !difference.is_same() {
+            // If it fails, it is not known what the kernel holds.
+            self.doubted = true;
+            self.nft.commit(&difference.transaction(desired))?;
         }
-        self.nft.commit(&difference.transaction(desired))?;
-        self.believed = Some(desired.clone());
-        Ok(true)
+        self.committed = Some(desired.clone());
+        self.doubted = false;
+        Ok(match (difference.is_same(), unchanged) {
+            (true, _) => Applied::Same,
+            (false, false) => Applied::Changed,
+            (false, true) => Applied::Healed,
+        })
     }
 }

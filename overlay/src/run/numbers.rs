@@ -1,7 +1,5 @@
 //! The overlay's metrics: what is leased, desired, programmed, healed, carried.
 
-use std::collections::BTreeSet;
-
 use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
 use weft_kernel::net::{Change, LinkStats, State};
 
@@ -94,11 +92,8 @@ impl Numbers {
         }
     }
 
-    /// Counts what is put right, if this pass came from the kernel: then somebody else had a hand in it.
-    pub(super) fn healed(&self, changes: &[Change], reasons: &BTreeSet<&'static str>) {
-        if !reasons.contains("kernel") || reasons.len() > 1 {
-            return;
-        }
+    /// Counts what is put right.
+    pub(super) fn healed(&self, changes: &[Change]) {
         for change in changes {
             self.heals.with([kind(change)]).inc();
         }
