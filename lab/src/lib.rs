@@ -27,6 +27,7 @@ mod http;
 mod lab;
 pub mod layout;
 mod netns;
+mod overlay;
 mod place;
 mod pod;
 mod process;

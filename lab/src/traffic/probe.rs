@@ -54,6 +54,8 @@ pub struct Probe {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Nobody asks for the report any more.
+    dropped: AtomicBool,
     tally: Mutex<Tally>,
 }
 
@@ -107,6 +109,7 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
+        self.shared.dropped.store(true, Ordering::Relaxed);
         self.end();
     }
 }
@@ -129,6 +132,7 @@ fn watch(mut echo: impl Echo, interval: Duration, shared: &Shared) {
             shared.tally().pause_until(now);
         }
         match stopped_at {
+            Some(_) if shared.dropped.load(Ordering::Relaxed) => return,
             Some(at) if shared.tally().nothing_missing() || now > at + GRACE => return,
             None if now >= due => {
                 let seq = shared.tally().report.sent;
