@@ -12,7 +12,8 @@ use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use weft_kernel::tun::{MAX_PACKET, Tun};
+use weft_kernel::net::LinkName;
+use weft_kernel::tun::{Framing, MAX_PACKET, Tun};
 
 use super::packet::{Packet, destination};
 use super::peers::{PeerTable, Routes};
@@ -24,6 +25,13 @@ pub struct SingleTunnel {
 }
 
 impl SingleTunnel {
+    /// Makes the TUN, and starts.
+    pub fn open(tun: &str, local: Ipv4Addr, port: u16, peers: &PeerTable) -> io::Result<Self> {
+        let name: LinkName = tun.parse().map_err(io::Error::other)?;
+        let tun = Tun::open(&name, Framing::Plain).map_err(io::Error::other)?;
+        Self::start(tun, local, port, peers)
+    }
+
     /// Starts it in this thread's network namespace. The TUN is opened with
     /// [`weft_kernel::tun::Framing::Plain`].
     pub fn start(tun: Tun, local: Ipv4Addr, port: u16, peers: &PeerTable) -> io::Result<Self> {
