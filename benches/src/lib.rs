@@ -1,7 +1,14 @@
 //! Throughput, latency, programming time and scale; results as a table, JSON and SVG.
 //!
-//! [`report`] is the one form of every measurement, [`stats`] the arithmetic, [`svg`] the charts.
+//! [`overlay`] compares the ways between pods and times the control plane. [`report`] is the one form
+//! of every measurement, [`stats`] the arithmetic, [`svg`] the charts; [`traffic`] and [`cpu`] measure.
 
+pub mod cpu;
+mod error;
+pub mod overlay;
 pub mod report;
 pub mod stats;
 pub mod svg;
+pub mod traffic;
+
+pub use error::BenchError;

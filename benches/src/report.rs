@@ -135,6 +135,31 @@ impl Report {
     }
 }
 
+/// Today in UTC, as YYYY-MM-DD.
+pub fn today() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (year, month, day) = civil(since.as_secs() / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The date of a day counted from 1970-01-01: whole years off, then whole months.
+fn civil(mut day: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let (mut year, mut month) = (1970, 1);
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    (year, month, day + 1)
+}
+
 /// Three digits that matter: 41.1, 0.345, 118000.
 fn number(value: f64) -> String {
     match value.abs() {
@@ -226,6 +251,21 @@ vxlan x1000             180
         let mut series = keys(&json["results"][0]);
         series.sort();
         assert_eq!(series, ["median", "metric", "path", "regime", "samples", "scale", "unit"]);
+    }
+
+    #[test]
+    fn days_have_dates() {
+        let table = [
+            (0, (1970, 1, 1)),
+            (58, (1970, 2, 28)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (19_722, (2023, 12, 31)),
+            (20_780, (2026, 11, 23)),
+        ];
+        for (day, date) in table {
+            assert_eq!(civil(day), date, "day {day}");
+        }
     }
 
     #[test]
