@@ -3,6 +3,7 @@
 //! Each command is a file: `Args` is what it takes, `run` does it. Exit codes: 0 well, 1 failed, 2 wrong
 //! usage.
 
+pub mod bench;
 pub mod cleanup;
 pub mod cni;
 pub mod demo;
@@ -58,6 +59,7 @@ pub enum Command {
     Lease(lease::Args),
     Cleanup(cleanup::Args),
     DockerOpts(docker_opts::Args),
+    Bench(bench::Args),
     Cni(cni::Args),
 }
 
@@ -105,6 +107,7 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Command::Lease(args) => lease::run(args),
         Command::Cleanup(args) => cleanup::run(args),
         Command::DockerOpts(args) => docker_opts::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Cni(cni::Args {}) => cni::run(env),
     }
 }
