@@ -20,6 +20,10 @@ pub struct Claim {
     pub lease_at: Option<Revision>,
     /// The same for the owner record.
     pub owner_at: Option<Revision>,
+    /// The mod revision of our liveness record. A store that was wiped starts its revisions over, and
+    /// might by chance have another's key at just the revision that we saw; our own record it cannot
+    /// have before we have seen the new store.
+    pub announced_at: Revision,
     /// In two families two keys can share addresses, so that guards on the keys alone are not enough:
     /// every claim also writes the network's one last-claim key, which must still be as last seen.
     /// Whoever decided without having seen the claim before is refused. `None`: not needed.
@@ -47,7 +51,8 @@ impl Claim {
     /// The transaction, once the leases are granted.
     pub fn txn(&self, prefix: &Prefix, flannel: Option<LeaseId>, owner: Option<LeaseId>) -> Txn {
         let (lease_key, owner_key) = (prefix.lease(&self.subnet), prefix.owner(&self.subnet));
-        let mut txn = guarded(Txn::new(), &lease_key, self.lease_at);
+        let mut txn = Txn::new().if_unchanged(prefix.live(&self.record.node), self.announced_at);
+        txn = guarded(txn, &lease_key, self.lease_at);
         txn = guarded(txn, &owner_key, self.owner_at);
         if let Some(last) = self.after {
             let key = prefix.last_claim();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use weft_store::{LeaseId, Txn};
+use weft_store::{LeaseId, Revision, Txn};
 
 use super::allocate::{allocate, capacity};
 use super::claim::{Bind, Claim};
@@ -85,6 +85,9 @@ pub enum Waiting {
     /// We know no address of ours that others could reach.
     #[error("waiting for a public address: none is known, so no peer could reach this host")]
     NoAddress,
+    /// Our liveness record is not there yet; nothing is written before.
+    #[error("waiting until the store knows that this host runs")]
+    Unannounced,
     /// Nothing is left.
     #[error(
         "waiting for a subnet: all {total} are in use ({leased} leased, {claimed} kept for hosts that may come back); \
@@ -166,30 +169,22 @@ pub fn decide(
     ages: &Ages,
     seed: u64,
 ) -> Decision {
-    let view = View { registry, config, wish };
     if wish.public_v4.is_none() && wish.public_v6.is_none() {
         return Decision::Wait(Waiting::NoAddress);
     }
     if let Some(address) = wish.is_doubled(registry) {
         return Decision::Wait(Waiting::DuplicateNode { node: wish.node.clone(), address });
     }
-    let drained = registry.is_drained(&wish.node);
-    match held {
-        Some(subnet) if drained && wish.vacated => {
-            view.give_up(subnet).unwrap_or(Decision::Lost(Loss { subnet, by: LostBy::Released }))
+    let announced = registry
+        .live_entry(&wish.node)
+        .filter(|entry| entry.record.as_ref().is_some_and(|record| record.instance == wish.instance));
+    let announced_at = announced.map(|entry| entry.mod_revision);
+    let view = View { registry, config, wish, announced_at: announced_at.unwrap_or_default() };
+    match view.next(held, ages, seed) {
+        Decision::Claim(_) | Decision::GiveUp(..) if announced_at.is_none() => {
+            Decision::Wait(Waiting::Unannounced)
         }
-        Some(subnet) => view.judge(subnet, drained, true),
-        None if drained => match view.surplus(None) {
-            Some(decision) => decision,
-            None => Decision::Wait(Waiting::Drained { node: wish.node.clone() }),
-        },
-        // What the store gives us may be lost already, by an overlap; then the next best counts.
-        None => view
-            .homes()
-            .into_iter()
-            .map(|subnet| view.judge(subnet, false, false))
-            .find(|decision| !matches!(decision, Decision::Lost(_)))
-            .unwrap_or_else(|| view.settle(ages, seed)),
+        decision => decision,
     }
 }
 
@@ -211,9 +206,33 @@ struct View<'a> {
     registry: &'a Registry,
     config: &'a NetworkConfig,
     wish: &'a Wish,
+    /// When our liveness record was written.
+    announced_at: Revision,
 }
 
 impl View<'_> {
+    /// What to do by the leases and records alone.
+    fn next(&self, held: Option<Subnet>, ages: &Ages, seed: u64) -> Decision {
+        let drained = self.registry.is_drained(&self.wish.node);
+        match held {
+            Some(subnet) if drained && self.wish.vacated => {
+                self.give_up(subnet).unwrap_or(Decision::Lost(Loss { subnet, by: LostBy::Released }))
+            }
+            Some(subnet) => self.judge(subnet, drained, true),
+            None if drained => match self.surplus(None) {
+                Some(decision) => decision,
+                None => Decision::Wait(Waiting::Drained { node: self.wish.node.clone() }),
+            },
+            // What the store gives us may be lost already, by an overlap; then the next best counts.
+            None => self
+                .homes()
+                .into_iter()
+                .map(|subnet| self.judge(subnet, false, false))
+                .find(|decision| !matches!(decision, Decision::Lost(_)))
+                .unwrap_or_else(|| self.settle(ages, seed)),
+        }
+    }
+
     /// A subnet that we hold or that the store gives us: is all as it should be?
     fn judge(&self, subnet: Subnet, draining: bool, held: bool) -> Decision {
         let lost = |by| Decision::Lost(Loss { subnet, by });
@@ -268,8 +287,9 @@ impl View<'_> {
 
     /// A lease under another key that shares addresses with ours, and before which ours must yield.
     /// Two keys can do so because flannel picks the families apart, and because a network's SubnetLen
-    /// may have changed. Among weft hosts the older key stays. flanneld never yields, so we do; but only to a host with
-    /// exactly one of our networks, since any other overlap is a mistake that should cost nobody his pods.
+    /// may have changed. Among weft hosts the older key stays. flanneld never yields, so we do; but only
+    /// to a host with exactly one of our networks, since any other overlap is a mistake that should cost
+    /// nobody his pods.
     fn overlap(&self, subnet: &Subnet, lease: Option<&LeaseEntry>) -> Option<Subnet> {
         let others = self.registry.leases().filter(|(other, _)| *other != subnet && other.overlaps(subnet));
         let ours = lease.map(|entry| entry.create_revision);
@@ -416,7 +436,7 @@ impl View<'_> {
     }
 
     /// Lease and record as they should be, guarded by what is there now.
-    fn claim(&self, subnet: Subnet, stale: Vec<(Subnet, weft_store::Revision)>) -> Box<Claim> {
+    fn claim(&self, subnet: Subnet, stale: Vec<(Subnet, Revision)>) -> Box<Claim> {
         let wish = self.wish;
         let lease = self.registry.lease(&subnet);
         let owner = self.registry.owner(&subnet);
@@ -440,6 +460,7 @@ impl View<'_> {
         let rewrite = ours && together;
         Box::new(Claim {
             subnet,
+            announced_at: self.announced_at,
             after: (both_families && !rewrite).then(|| self.registry.last_claim()),
             attrs: LeaseAttrs::of_host(self.config, wish.public_v4, wish.public_v6, &wish.transports),
             record: OwnerRecord {
@@ -473,7 +494,9 @@ impl View<'_> {
         let (lease_key, owner_key) = (prefix.lease(&subnet), prefix.owner(&subnet));
         let owner = self.registry.owner(&subnet)?;
         let record = owner.record.as_ref().filter(|record| record.node == self.wish.node)?;
-        let txn = Txn::new().if_unchanged(owner_key.clone(), owner.mod_revision);
+        let txn = Txn::new()
+            .if_unchanged(prefix.live(&self.wish.node), self.announced_at)
+            .if_unchanged(owner_key.clone(), owner.mod_revision);
         let generation = record.generation.saturating_add(1);
         let gone = OwnerRecord { generation, transports: Transports::default(), ..record.clone() };
         let txn = match (self.registry.lease(&subnet), self.registry.holder(&subnet)) {

@@ -54,7 +54,7 @@ pub(super) async fn keep_live(
 }
 
 /// The start of the write that mends our record; `None` if it is as it should be, or not ours to write.
-fn missing(registry: &Registry, wish: &Wish) -> Option<Txn> {
+pub(super) fn missing(registry: &Registry, wish: &Wish) -> Option<Txn> {
     let key = registry.prefix().live(&wish.node);
     let Some(entry) = registry.live_entry(&wish.node) else { return Some(Txn::new().if_absent(key)) };
     let as_it_should_be = entry.record.as_ref() == Some(&record(wish));
@@ -64,7 +64,7 @@ fn missing(registry: &Registry, wish: &Wish) -> Option<Txn> {
     Some(Txn::new().if_unchanged(key, entry.mod_revision))
 }
 
-fn record(wish: &Wish) -> LiveRecord {
+pub(super) fn record(wish: &Wish) -> LiveRecord {
     let instance = wish.instance.clone();
     LiveRecord { instance, public_v4: wish.public_v4, public_v6: wish.public_v6 }
 }

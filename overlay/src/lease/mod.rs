@@ -19,6 +19,10 @@
 //! writing. Every write of ours is guarded by the mod revisions (or the absence) of both keys as
 //! last seen, so that of two hosts that write at once exactly one succeeds and the other looks again.
 //!
+//! One more guard is on the host's own liveness record, so a host writes nothing before it is
+//! announced: a store that was wiped counts its revisions from the start, and might by chance hold
+//! another's key at just the revision that we saw in the old one. Our own record it cannot hold.
+//!
 //! # The three leases of etcd's
 //!
 //! | key | its etcd lease | when it runs out |
@@ -76,6 +80,8 @@ mod claim;
 mod decide;
 mod driver;
 mod live;
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod sim;
 mod tenant;

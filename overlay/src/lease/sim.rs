@@ -7,7 +7,7 @@
 //! come to rest on subnets of their own.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -18,7 +18,7 @@ use super::*;
 use crate::config::NetworkConfig;
 use crate::key::Prefix;
 use crate::model::{NodeId, Subnet, Transports};
-use crate::registry::{Holder, LiveRecord, Registry};
+use crate::registry::{Holder, Registry};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const LEASE_TTL: Duration = HOUR.saturating_mul(24);
@@ -52,7 +52,19 @@ struct World {
     hosts: Vec<Host>,
     wipes: u64,
     /// Who had what after the event before.
-    before: BTreeMap<Subnet, NodeId>,
+    before: BTreeMap<Subnet, Owner>,
+}
+
+/// Who may lose a subnet only by giving it up, by its running out, or to flanneld.
+#[derive(Clone, Debug, PartialEq)]
+enum Owner {
+    Weft(NodeId),
+    Flanneld,
+}
+
+/// The simulation's flanneld hosts are at 198.51.100.x.
+fn is_flanneld(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if v4.octets()[0] == 198)
 }
 
 /// What can happen.
@@ -287,16 +299,11 @@ impl World {
         for lease in &host.leases {
             let _ = now(store.keep_alive(*lease));
         }
-        let renewed = host.live.is_some_and(|lease| now(store.keep_alive(lease)).is_ok());
-        if !renewed {
-            let key = prefix.live(&host.wish.node);
-            let record = LiveRecord {
-                instance: host.wish.instance.clone(),
-                public_v4: host.wish.public_v4,
-                public_v6: None,
-            };
+        let _ = host.live.map(|lease| now(store.keep_alive(lease)));
+        if let Some(txn) = host.seen.as_ref().and_then(|registry| live::missing(registry, &host.wish)) {
             let lease = now(store.grant(LIVE_TTL)).unwrap();
-            now(store.commit(Txn::new().put(key, record.encode(), Some(lease)))).unwrap();
+            let record = live::record(&host.wish).encode();
+            now(store.commit(txn.put(prefix.live(&host.wish.node), record, Some(lease)))).unwrap();
             host.live = Some(lease);
         }
     }
@@ -310,7 +317,7 @@ impl World {
     }
 
     /// No two weft hosts believe in overlapping subnets while the store backs both, and no weft host
-    /// ever writes over another's valid lease.
+    /// ever writes over another's valid lease or over flanneld's.
     fn check(&mut self) -> Result<(), TestCaseError> {
         let registry = self.registry();
         let backed: Vec<(&NodeId, Subnet)> = self
@@ -329,14 +336,18 @@ impl World {
             }
         }
         let mut owners = BTreeMap::new();
-        for (subnet, _) in registry.leases() {
-            if let Holder::Node(record) = registry.holder(subnet) {
-                let before = self.before.get(subnet);
-                prop_assert!(
-                    before.is_none_or(|node| *node == record.node),
-                    "{subnet}: {before:?} lost it to {record:?}"
-                );
-                owners.insert(*subnet, record.node.clone());
+        for (subnet, lease) in registry.leases() {
+            let before = self.before.get(subnet);
+            match registry.holder(subnet) {
+                Holder::Node(record) => {
+                    let same = before.is_none_or(|owner| *owner == Owner::Weft(record.node.clone()));
+                    prop_assert!(same, "{subnet}: {before:?} lost it to {record:?}");
+                    owners.insert(*subnet, Owner::Weft(record.node.clone()));
+                }
+                Holder::Host(_) if lease.addresses().iter().any(is_flanneld) => {
+                    owners.insert(*subnet, Owner::Flanneld);
+                }
+                _ => {}
             }
         }
         self.before = owners;
