@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use tokio::sync::watch;
@@ -41,6 +41,10 @@ use crate::settings::Settings;
 use crate::takeover;
 use crate::udp::{PeerTable, Tunnel, TunnelOptions};
 use crate::underlay::{self, Wanted};
+
+/// A look at everything the kernel holds takes at most one part in so many of the time: with
+/// thousands of peers it costs tens of milliseconds, and events tell of nearly all changes before.
+const LOOK_SELDOM: u32 = 300;
 
 /// Everything one daemon has in hand.
 pub(super) struct Engine {
@@ -82,8 +86,8 @@ pub(super) struct Engine {
     pub(super) underlay: Option<underlay::Chosen>,
     /// flannel's leftovers were looked for.
     pub(super) taken_over: bool,
-    /// When the last pass asked the kernel for everything.
-    pub(super) observed_at: Option<Instant>,
+    /// When the last pass asked the kernel for everything, and how long that pass took.
+    pub(super) looked: Option<(Instant, Duration)>,
 }
 
 /// The userspace tunnel and what it was started with.
@@ -111,13 +115,26 @@ impl Engine {
         if reasons.contains("filter") {
             self.filter.doubt();
         }
-        let fresh = reasons.contains("timer")
-            && self.observed_at.is_none_or(|at| at.elapsed() >= self.options.resync);
-        let observed = self.kernel.observe(fresh).await?;
-        if fresh || self.observed_at.is_none() {
-            self.observed_at = Some(Instant::now());
+        let start = Instant::now();
+        let fresh = self
+            .looked
+            .is_none_or(|(at, took)| start.duration_since(at) >= self.options.resync.max(took * LOOK_SELDOM));
+        if fresh {
             self.filter.doubt();
         }
+        let result = self.look_and_act(reasons, fresh).await;
+        if fresh && result.is_ok() {
+            self.looked = Some((start, start.elapsed()));
+        }
+        result
+    }
+
+    async fn look_and_act(
+        &mut self,
+        reasons: &BTreeSet<&'static str>,
+        fresh: bool,
+    ) -> Result<usize, PassError> {
+        let observed = self.kernel.observe(fresh).await?;
         let known = self.known.borrow_and_update().clone();
         let lease = self.lease.borrow_and_update().clone();
         self.tell_store(&known);
@@ -266,9 +283,15 @@ impl Engine {
         };
         match underlay::choose(&wanted, observed) {
             Ok(chosen) => {
-                if self.underlay.as_ref() != Some(&chosen) {
-                    let (v4, v6) = (chosen.public_v4, chosen.public_v6);
-                    info!(link = %chosen.underlay.link, mtu = chosen.underlay.mtu, ?v4, ?v6, "underlay");
+                let told = |chosen: &underlay::Chosen| {
+                    let addresses = [chosen.public_v4.map(IpAddr::V4), chosen.public_v6.map(IpAddr::V6)];
+                    let addresses: Vec<String> =
+                        addresses.iter().flatten().map(ToString::to_string).collect();
+                    (chosen.underlay.link.clone(), chosen.underlay.mtu, addresses.join(", "))
+                };
+                let (link, mtu, addresses) = told(&chosen);
+                if self.underlay.as_ref().map(told) != Some((link.clone(), mtu, addresses.clone())) {
+                    info!(%link, mtu, addresses, "underlay");
                 }
                 self.health.ok("underlay");
                 self.underlay = Some(chosen);

@@ -1,11 +1,13 @@
 //! The host's network as the daemon believes it to be: one list, then the kernel's events, and a
 //! fresh list whenever an event leaves a doubt.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
 use weft_daemon::reconcile::Trigger;
-use weft_kernel::net::{Absorbed, Change, Event, Failure, Net, NetError, Rtnetlink, State};
+use weft_kernel::net::{Absorbed, Change, Event, Failure, LinkName, Mac, Net, NetError, Rtnetlink, State};
 
 use crate::believe;
 
@@ -26,9 +28,13 @@ impl Kernel {
         let pending = Arc::new(Mutex::new(Vec::new()));
         let (queue, trigger) = (Arc::clone(&pending), trigger.clone());
         tokio::spawn(async move {
+            let mut stations = BTreeMap::new();
             while let Some(event) = events.next().await {
+                let old = is_old_news(&event, &mut stations);
                 queue.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-                trigger.fire("kernel");
+                if !old {
+                    trigger.fire("kernel");
+                }
             }
             tracing::error!("the kernel's events have ended; drift is found by the slow timer only");
         });
@@ -69,5 +75,25 @@ impl Kernel {
             }
         }
         failures
+    }
+}
+
+/// The kernel tells of every neighbour that it looks at again, many times a minute on a busy host.
+/// What we act upon is the address alone, so only a new one is worth a pass.
+fn is_old_news(event: &Event, stations: &mut BTreeMap<(LinkName, IpAddr), Mac>) -> bool {
+    match event {
+        Event::Neighbour(neighbour) => {
+            let key = (neighbour.link.clone(), neighbour.addr);
+            if neighbour.permanent {
+                stations.remove(&key);
+                return false;
+            }
+            stations.insert(key, neighbour.mac) == Some(neighbour.mac)
+        }
+        Event::NeighbourGone(link, addr) => {
+            // Learned ones come and go by themselves; a permanent one that goes was deleted.
+            stations.remove(&(link.clone(), *addr)).is_some()
+        }
+        _ => false,
     }
 }

@@ -141,7 +141,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     });
     forward(followed.known(), &trigger, "store");
     forward(leasing.state(), &trigger, "lease");
-    forward(outcomes.clone(), &trigger, "probe");
+    forward_answers(outcomes.clone(), probes.subscribe(), &trigger);
 
     let (status, seen) = watch::channel(Arc::new(Status::default()));
     let (plans, planned) = watch::channel(None);
@@ -177,7 +177,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         config: None,
         underlay: None,
         taken_over: false,
-        observed_at: None,
+        looked: None,
         options: options.clone(),
     };
     let metrics = daemon.metrics.clone();
@@ -270,6 +270,22 @@ fn fire_at(mut wakes: watch::Receiver<Option<Instant>>, trigger: &Trigger) {
                         return;
                     }
                 }
+            }
+        }
+    });
+}
+
+/// Answers of suspects ask for a pass: somebody waits for them. The others' are told by the next one.
+fn forward_answers(
+    mut outcomes: watch::Receiver<probe::Outcomes>,
+    targets: watch::Receiver<Vec<probe::Target>>,
+    trigger: &Trigger,
+) {
+    let trigger = trigger.clone();
+    tokio::spawn(async move {
+        while outcomes.changed().await.is_ok() {
+            if targets.borrow().iter().any(|target| target.suspect) {
+                trigger.fire("probe");
             }
         }
     });
