@@ -169,7 +169,7 @@ impl Wire {
         let all = batch.slices();
         let mut rest = batch.runs();
         while let Some(first) = rest.first() {
-            let peer = &routes.targets()[first.peer];
+            let peer = &routes.targets()[first.target];
             let Some(socket) = shared.socket_for(peer.endpoint) else {
                 peer.counters.drop_send_failed.add(first.count);
                 rest = &rest[1..];
@@ -181,12 +181,12 @@ impl Wire {
                 continue;
             }
             let together = rest.iter().take_while(|run| {
-                let endpoint = routes.targets()[run.peer].endpoint;
+                let endpoint = routes.targets()[run.target].endpoint;
                 !run.oversize && endpoint.is_ipv4() == peer.endpoint.is_ipv4()
             });
             let messages: Vec<Message<'_>> = together
                 .map(|run| Message {
-                    to: routes.targets()[run.peer].endpoint,
+                    to: routes.targets()[run.target].endpoint,
                     segment: (run.count > 1).then_some(run.segment as u16),
                     pieces: run.slices(&all),
                 })
@@ -194,7 +194,7 @@ impl Wire {
             match self.sender.send(socket, &messages) {
                 Ok(sent) => {
                     for run in &rest[..sent] {
-                        let counters = &routes.targets()[run.peer].counters;
+                        let counters = &routes.targets()[run.target].counters;
                         counters.sent_packets.add(run.count);
                         counters.sent_bytes.add(run.len);
                     }

@@ -187,6 +187,14 @@ impl Routes {
         src: IpAddr,
         dst: IpAddr,
     ) -> Result<Option<usize>, Refusal> {
+        // Our own subnet's packets never come from outside: true even where sources are not checked,
+        // since the TUN accepts local sources for the sake of our ICMP.
+        if self.own.networks().any(|network| network.contains(src)) {
+            return Err(match senders.first() {
+                Some(peer) => Refusal::Spoofed { peer: *peer },
+                None => Refusal::UnknownSender,
+            });
+        }
         let owns = |index: &&usize| self.peers[**index].networks.iter().any(|network| network.contains(src));
         let peer = match senders.iter().find(owns).or(senders.first()).copied() {
             None if self.anti_spoofing => return Err(Refusal::UnknownSender),
@@ -335,6 +343,7 @@ mod tests {
             ("another's pod", "192.0.2.8", "10.42.9.3", ours, Err(Refusal::Spoofed { peer: eight })),
             ("our own pod", "192.0.2.8", "10.42.7.3", ours, Err(Refusal::Spoofed { peer: eight })),
             ("anywhere", "192.0.2.8", "1.1.1.1", ours, Err(Refusal::Spoofed { peer: eight })),
+            ("a stranger as us", "192.0.2.66", "10.42.7.3", ours, Err(Refusal::UnknownSender)),
             ("a stranger", "192.0.2.66", "10.42.8.3", ours, Err(Refusal::UnknownSender)),
             (
                 "for a third",
@@ -359,10 +368,11 @@ mod tests {
     }
 
     #[test]
-    fn without_anti_spoofing_only_loops_are_refused() {
+    fn without_anti_spoofing_only_loops_and_our_own_sources_are_refused() {
         let routes = Routes::compile(&PeerTable { anti_spoofing: false, ..table() }, None);
         let (src, ours): (IpAddr, IpAddr) = ("1.1.1.1".parse().unwrap(), "10.42.7.5".parse().unwrap());
         assert_eq!(routes.admit(&[], src, ours), Ok(None));
+        assert_eq!(routes.admit(&[], ours, ours), Err(Refusal::UnknownSender), "never as ourselves");
         let third = "10.42.9.1".parse().unwrap();
         assert_eq!(routes.admit(&[], src, third), Err(Refusal::NotOurs { peer: None }));
     }

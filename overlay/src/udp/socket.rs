@@ -22,7 +22,10 @@ const MESSAGE_BYTES: usize = 65_536;
 const STRIDE: usize = MESSAGE_BYTES + 2112;
 /// Messages in one system call, at most.
 const MAX_MESSAGES: usize = 64;
-/// Bytes that one call should bring: more fall out of the cache before they are written to the TUN.
+/// Messages in one system call, at least: asking for many costs time even if few are there.
+const MIN_MESSAGES: usize = 8;
+/// Bytes that one call should bring, so that they are still in the processor's own cache when they
+/// are written to the TUN.
 const ROUND_BYTES: usize = 512 * 1024;
 
 /// A bound socket of one family.
@@ -204,7 +207,7 @@ pub(super) struct Receiver {
     addresses: Vec<libc::sockaddr_storage>,
     controls: Vec<[u64; 8]>,
     received: Vec<Received>,
-    /// How many messages to ask for.
+    /// How many messages to ask for: twice what came last, within what the cache holds.
     ask: usize,
 }
 
@@ -228,7 +231,7 @@ impl Receiver {
             addresses: vec![nobody; MAX_MESSAGES],
             controls: vec![[0; 8]; MAX_MESSAGES],
             received: Vec::with_capacity(MAX_MESSAGES),
-            ask: MAX_MESSAGES,
+            ask: MIN_MESSAGES,
         }
     }
 
@@ -280,9 +283,8 @@ impl Receiver {
             self.received.push(Received { from, range: start..start + len, segment });
         }
         let bytes: usize = self.received.iter().map(|message| message.range.len()).sum();
-        if let Some(average) = bytes.checked_div(count) {
-            self.ask = (ROUND_BYTES / average.max(1)).clamp(8, MAX_MESSAGES);
-        }
+        let most = ROUND_BYTES * count / bytes.max(1);
+        self.ask = (count * 2).min(most).clamp(MIN_MESSAGES, MAX_MESSAGES);
         Ok(count == asked)
     }
 

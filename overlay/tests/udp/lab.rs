@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use weft_kernel::netns::{NetNs, run_in};
+use weft_kernel::netns::{InNetNs, NetNs, run_in};
 use weft_kernel::tun::{Framing, Tun};
 use weft_overlay::model::Subnet;
 use weft_overlay::udp::{PeerEnd, PeerTable, Tunnel, TunnelOptions};
@@ -237,6 +237,27 @@ impl Lab {
         self.configure_tun(A);
         self.configure_tun(B);
         pair
+    }
+
+    /// Takes segmentation, receive offload and checksums away from every link but the TUNs.
+    pub(crate) fn no_offloads(&self) {
+        let links = [
+            ("a", "up0"),
+            ("a", "pod0"),
+            ("b", "up0"),
+            ("b", "pod0"),
+            ("router", "to-a"),
+            ("router", "to-b"),
+            ("pod-a", "eth0"),
+            ("pod-b", "eth0"),
+        ];
+        for (place, link) in links {
+            let off = "tso off gso off gro off tx off rx off tx-udp-segmentation off".split(' ');
+            let mut command = Command::new("ethtool");
+            command.args(["-K", link]).args(off).in_netns(&self.ns(place));
+            let output = command.output().expect("ethtool");
+            assert!(output.status.success(), "{place}: {}", String::from_utf8_lossy(&output.stderr));
+        }
     }
 
     fn name(&self, place: &str) -> String {

@@ -59,6 +59,22 @@ fn streams_cross_an_ipv6_underlay_both_ways() {
     }
 }
 
+/// Every packet comes to the tunnel by itself, and every segment leaves by itself: the tunnel has to
+/// put packets together on both sides, and the kernel has to checksum what leaves.
+#[test]
+fn streams_cross_links_without_offloads() {
+    let lab = Lab::new(Outer::V4);
+    let (a, b) = lab.start_both();
+    lab.no_offloads();
+    for (from, dst) in [(A, B.pod()), (B, A.pod())] {
+        for dst in dst {
+            transfer(&lab, from, dst, 5_000_000);
+        }
+    }
+    let lost = of_peer(&a).drop_send_failed + of_peer(&b).drop_send_failed;
+    assert_eq!(lost, 0);
+}
+
 /// A program that sends by UDP_SEGMENT, such as a QUIC server: each datagram arrives whole, in order.
 #[test]
 fn segmented_udp_arrives_datagram_by_datagram() {
