@@ -122,18 +122,14 @@ impl Engine {
         if fresh {
             self.filter.doubt();
         }
-        let result = self.look_and_act(reasons, fresh).await;
+        let result = self.look_and_act(fresh).await;
         if fresh && result.is_ok() {
             self.looked = Some((start, start.elapsed()));
         }
         result
     }
 
-    async fn look_and_act(
-        &mut self,
-        reasons: &BTreeSet<&'static str>,
-        fresh: bool,
-    ) -> Result<usize, PassError> {
+    async fn look_and_act(&mut self, fresh: bool) -> Result<usize, PassError> {
         let observed = self.kernel.observe(fresh).await?;
         let known = self.known.borrow_and_update().clone();
         let lease = self.lease.borrow_and_update().clone();
