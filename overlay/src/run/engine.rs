@@ -19,6 +19,7 @@ use weft_kernel::tun::{Framing, Tun};
 use super::assemble;
 use super::files::Files;
 use super::filter::{Applied, Filter};
+use super::forwarding::Forwarding;
 use super::kernel::Kernel;
 use super::numbers::Numbers;
 use super::status::{self, Status};
@@ -75,6 +76,7 @@ pub(super) struct Engine {
     pub(super) outcomes: watch::Receiver<Outcomes>,
     pub(super) kernel: Kernel,
     pub(super) filter: Filter,
+    pub(super) forwarding: Forwarding,
     pub(super) settings: Settings,
     pub(super) records: Records,
     pub(super) files: Files,
@@ -114,6 +116,7 @@ impl Engine {
     pub(super) async fn pass(&mut self, reasons: &BTreeSet<&'static str>) -> Result<usize, PassError> {
         if reasons.contains("filter") {
             self.filter.doubt();
+            self.forwarding.doubt();
         }
         let start = Instant::now();
         let fresh = self
@@ -121,6 +124,7 @@ impl Engine {
             .is_none_or(|(at, took)| start.duration_since(at) >= self.options.resync.max(took * LOOK_SELDOM));
         if fresh {
             self.filter.doubt();
+            self.forwarding.doubt();
         }
         let result = self.look_and_act(fresh).await;
         if fresh && result.is_ok() {
@@ -187,6 +191,7 @@ impl Engine {
         }
         let observed = self.kernel.observe(false).await?;
         done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
+        done.step("forwarding", self.keep_forwarding(&model).await);
 
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));
@@ -545,6 +550,21 @@ impl Engine {
             self.numbers.healed_filter();
         }
         made.map(|applied| usize::from(applied != Applied::Same))
+    }
+
+    /// Our accept rules in iptables' chains. Where it is closed for good, pods still reach each other
+    /// on this host, so the host is degraded and not unready.
+    async fn keep_forwarding(&mut self, model: &Model) -> Result<usize, String> {
+        let kept = self.forwarding.keep(model).await;
+        match &kept {
+            Ok(opened) if opened.obstacles.is_empty() => self.health.ok("forwarding"),
+            Ok(opened) => self.health.degraded("forwarding", opened.obstacles.join("; ")),
+            Err(error) => self.health.degraded("forwarding", error.clone()),
+        }
+        if kept.as_ref().is_ok_and(|opened| opened.healed) {
+            self.numbers.healed_iptables();
+        }
+        kept.map(|opened| opened.changed)
     }
 
     fn tell_kernel(&self, conflicts: &[Conflict], failures: &[Failure]) {

@@ -13,6 +13,7 @@ mod assemble;
 mod engine;
 mod files;
 mod filter;
+mod forwarding;
 mod kernel;
 mod numbers;
 mod reach;
@@ -52,6 +53,7 @@ use crate::subnet_file::SubnetFile;
 use engine::Engine;
 use files::Files;
 use filter::Filter;
+use forwarding::Forwarding;
 use kernel::Kernel;
 use numbers::Numbers;
 use status::Status;
@@ -168,6 +170,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         outcomes,
         kernel,
         filter,
+        forwarding: Forwarding::new(),
         settings: Settings::new(&state_dir),
         records: Records::new(&state_dir),
         files: Files::new(&options),

@@ -99,6 +99,10 @@ impl Numbers {
         }
     }
 
+    pub(super) fn healed_iptables(&self) {
+        self.heals.with(["iptables"]).inc();
+    }
+
     pub(super) fn healed_filter(&self) {
         self.heals.with(["nftables"]).inc();
     }
