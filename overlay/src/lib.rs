@@ -12,6 +12,7 @@ pub mod cni;
 pub mod config;
 pub mod diff;
 pub mod docker_opts;
+pub mod doctor;
 pub mod firewall;
 mod go_json;
 pub mod identity;
