@@ -8,6 +8,7 @@ pub mod cleanup;
 pub mod cni;
 pub mod demo;
 pub mod docker_opts;
+pub mod doctor;
 pub mod down;
 pub mod error;
 mod etcd;
@@ -57,6 +58,7 @@ pub enum Command {
     Exec(exec::Args),
     Down(down::Args),
     Lease(lease::Args),
+    Doctor(doctor::Args),
     Cleanup(cleanup::Args),
     DockerOpts(docker_opts::Args),
     Bench(bench::Args),
@@ -105,6 +107,7 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Command::Exec(args) => exec::run(args),
         Command::Down(args) => down::run(args),
         Command::Lease(args) => lease::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Cleanup(args) => cleanup::run(args),
         Command::DockerOpts(args) => docker_opts::run(args),
         Command::Bench(args) => bench::run(args),
