@@ -73,6 +73,18 @@ pub struct LeaseState {
     pub degraded: Option<String>,
 }
 
+impl LeaseState {
+    /// Whether this host has a subnet, or knows that it has none. Not so while it starts: until the
+    /// store has been asked, the subnet of an earlier run may still be ours.
+    pub fn is_decided(&self) -> bool {
+        let denied = match &self.waiting {
+            None | Some(Waiting::NoStore | Waiting::NoConfig { .. }) => self.lost.is_some(),
+            Some(_) => true,
+        };
+        self.subnet.is_some() || denied
+    }
+}
+
 /// A running lease. Dropped, it stops; what is in the store stays until it runs out.
 #[derive(Debug)]
 pub struct Leasing {

@@ -46,6 +46,8 @@ use crate::underlay::{self, Wanted};
 /// A look at everything the kernel holds takes at most one part in so many of the time: with
 /// thousands of peers it costs tens of milliseconds, and events tell of nearly all changes before.
 const LOOK_SELDOM: u32 = 300;
+/// How long the store may take to answer before a host that starts goes by its cache.
+pub(super) const STORE_GRACE: Duration = Duration::from_secs(2);
 
 /// Everything one daemon has in hand.
 pub(super) struct Engine {
@@ -88,6 +90,8 @@ pub(super) struct Engine {
     pub(super) underlay: Option<underlay::Chosen>,
     /// flannel's leftovers were looked for.
     pub(super) taken_over: bool,
+    /// When the daemon started.
+    pub(super) started: Instant,
     /// When the last pass asked the kernel for everything, and how long that pass took.
     pub(super) looked: Option<(Instant, Duration)>,
 }
@@ -138,9 +142,13 @@ impl Engine {
         let known = self.known.borrow_and_update().clone();
         let lease = self.lease.borrow_and_update().clone();
         self.tell_store(&known);
-        let registry = known.registry.clone().or_else(|| self.cached.clone());
+        // The kernel may know better than the cache, and what works must not suffer from a restart: so
+        // the cache has its say only when the store does not answer.
+        let silent = known.disconnected.is_some() || self.started.elapsed() >= STORE_GRACE;
+        let registry = known.registry.clone().or_else(|| self.cached.clone().filter(|_| silent));
         let Some(registry) = registry else {
-            self.health.not_ready("config", "waiting for the store: there is no cache of an earlier run");
+            let cache = if self.cached.is_some() { "" } else { ": there is no cache of an earlier run" };
+            self.health.not_ready("config", format!("waiting for the store{cache}"));
             return Ok(0);
         };
         let Some(config) = self.config(&registry) else { return Ok(0) };
@@ -163,6 +171,10 @@ impl Engine {
         }
         self.update_intent(&me, &config, &lease);
         self.tell_lease(&lease);
+        if !lease.is_decided() {
+            // Whatever an earlier run left in the kernel may be right; pods live by it.
+            return done.end();
+        }
 
         let listing = Listing::of(&registry, &me, &config);
         let members = self.members(&listing, &known);
@@ -213,6 +225,11 @@ impl Engine {
     pub(super) async fn stop(&mut self, _store: &Store, _leasing: &Leasing) {
         if let Some(running) = self.tunnel.take() {
             running.tunnel.stop();
+        }
+        let (known, subnet) = (self.known.borrow().clone(), self.lease.borrow().subnet);
+        let kept = known.registry.map_or(Ok(()), |registry| self.files.remember(&registry, subnet));
+        if let Err(error) = kept {
+            warn!(error = %weft_daemon::log::chain(&error), "the cache for the next start is not up to date");
         }
     }
 

@@ -14,7 +14,7 @@ use weft_store::Revision;
 use super::assemble;
 use crate::attach::site::Site;
 use crate::cache::Cache;
-use crate::model::Model;
+use crate::model::{Model, Subnet};
 use crate::options::Options;
 use crate::plan::Desired;
 use crate::registry::Registry;
@@ -31,7 +31,8 @@ pub(super) struct Files {
     adopted: PathBuf,
     cache: Cache,
     written: BTreeMap<PathBuf, Vec<u8>>,
-    cached: Option<(Revision, Instant)>,
+    /// What the cache was written from, when, and what was our subnet then.
+    cached: Option<(Revision, Instant, Option<Subnet>)>,
 }
 
 /// VTEP MACs that were flannel's, until our own lease tells of them.
@@ -77,17 +78,23 @@ impl Files {
         };
         errors.extend(offer.err());
         if let Some(registry) = registry {
-            let due = self
-                .cached
-                .is_none_or(|(revision, at)| revision != registry.revision() && at.elapsed() >= CACHE_PAUSE);
+            // What is ours must be in it at once: a host that loses power now comes back by it.
+            let subnet = model.me.subnet;
+            let due = self.cached.is_none_or(|(revision, at, ours)| {
+                ours != subnet || (revision != registry.revision() && at.elapsed() >= CACHE_PAUSE)
+            });
             if due {
-                match self.cache.write(registry) {
-                    Ok(()) => self.cached = Some((registry.revision(), Instant::now())),
-                    Err(error) => errors.push(error),
-                }
+                errors.extend(self.remember(registry, subnet).err());
             }
         }
         errors.first().map(|error| weft_daemon::log::chain(error))
+    }
+
+    /// Writes the cache, from which the next start may have to live.
+    pub(super) fn remember(&mut self, registry: &Registry, subnet: Option<Subnet>) -> Result<(), WriteError> {
+        self.cache.write(registry)?;
+        self.cached = Some((registry.revision(), Instant::now(), subnet));
+        Ok(())
     }
 
     /// The MACs taken over from flannel, IPv4 and IPv6, if any were.

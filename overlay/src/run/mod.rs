@@ -50,7 +50,7 @@ use crate::probe;
 use crate::registry::{Holder, Registry, follow};
 use crate::settings::Settings;
 use crate::subnet_file::SubnetFile;
-use engine::Engine;
+use engine::{Engine, STORE_GRACE};
 use files::Files;
 use filter::Filter;
 use forwarding::Forwarding;
@@ -149,7 +149,8 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let (plans, planned) = watch::channel(None);
     let numbers = Numbers::new(&daemon.metrics);
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
-    let (wake, wakes) = watch::channel(None);
+    let started = Instant::now();
+    let (wake, wakes) = watch::channel(Some(started + STORE_GRACE));
     fire_at(wakes, &trigger);
     let engine = Engine {
         node,
@@ -180,6 +181,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         config: None,
         underlay: None,
         taken_over: false,
+        started,
         looked: None,
         options: options.clone(),
     };
