@@ -4,7 +4,7 @@
 //! goes on when another has failed, because half a network is better than none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use super::status::{self, Status};
 use crate::attach::keep::{self, Keeping};
 use crate::attach::records::{Record, Records};
 use crate::attach::site::{Mode, Site};
+use crate::backend;
 use crate::config::{LiveChange, NetworkConfig, live_change};
 use crate::diff::{Conflict, diff};
 use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
@@ -101,7 +102,7 @@ pub(super) struct RunningTunnel {
     tunnel: Tunnel,
     link: LinkName,
     port: u16,
-    locals: (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>),
+    locals: (Option<Ipv4Addr>, Option<Ipv6Addr>),
 }
 
 /// A pass that left something undone; the next one tries again.
@@ -477,7 +478,11 @@ impl Engine {
             return Ok(0);
         };
         let table = PeerTable::new(model, udp);
-        let locals = (model.me.public_v4, model.me.public_v6);
+        let local = |family: Family| backend::local_address(&model.me, &model.me.underlay, family);
+        let locals = (
+            local(Family::V4).and_then(|addr| if let IpAddr::V4(v4) = addr { Some(v4) } else { None }),
+            local(Family::V6).and_then(|addr| if let IpAddr::V6(v6) = addr { Some(v6) } else { None }),
+        );
         let fits = |running: &&RunningTunnel| {
             running.tunnel.failure().is_none()
                 && (&running.link, running.port, running.locals) == (&udp.link, udp.port, locals)
