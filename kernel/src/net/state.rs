@@ -328,6 +328,53 @@ impl fmt::Display for Route {
     }
 }
 
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        match &self.kind {
+            LinkKind::Vxlan(vxlan) => write!(f, " {vxlan}")?,
+            LinkKind::Veth => f.write_str(" veth")?,
+            LinkKind::Bridge => f.write_str(" bridge")?,
+            LinkKind::Tun => f.write_str(" tun")?,
+            LinkKind::Other(kind) if kind.is_empty() => {}
+            LinkKind::Other(kind) => write!(f, " {kind}")?,
+        }
+        if let Some(mac) = self.mac {
+            write!(f, " address {mac}")?;
+        }
+        if self.mtu != 0 {
+            write!(f, " mtu {}", self.mtu)?;
+        }
+        if let Some(master) = &self.master {
+            write!(f, " master {master}")?;
+        }
+        f.write_str(if self.up { " up" } else { " down" })?;
+        if let Some(alias) = &self.alias {
+            write!(f, " alias {alias}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Vxlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vxlan vni {} port {}", self.vni, self.port)?;
+        if let Some(local) = self.local {
+            write!(f, " local {local}")?;
+        }
+        if let Some(underlay) = &self.underlay {
+            write!(f, " dev {underlay}")?;
+        }
+        if self.learning {
+            f.write_str(" learning")?;
+        }
+        if self.gbp {
+            f.write_str(" gbp")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dev {}", self.network, self.link)
@@ -349,7 +396,7 @@ impl fmt::Display for FdbEntry {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AddLink(link) => write!(f, "add link {}", link.name),
+            Self::AddLink(link) => write!(f, "add link {link}"),
             Self::AddVethPair { host, peer, .. } => write!(f, "add veth {} peer {}", host.name, peer.name),
             Self::DeleteLink(name) => write!(f, "delete link {name}"),
             Self::RenameLink { from, to } => write!(f, "rename link {from} to {to}"),
@@ -364,8 +411,10 @@ impl fmt::Display for Change {
                 if let Some(up) = patch.up {
                     f.write_str(if up { " up" } else { " down" })?;
                 }
-                if let Some(alias) = &patch.alias {
-                    write!(f, " alias {alias}")?;
+                match patch.alias.as_deref() {
+                    Some("") => f.write_str(" without alias")?,
+                    Some(alias) => write!(f, " alias {alias}")?,
+                    None => {}
                 }
                 if let Some(master) = &patch.master {
                     write!(f, " master {master}")?;
