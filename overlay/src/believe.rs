@@ -1,12 +1,9 @@
-//! What a state becomes by a change or by a kernel's event: how a daemon keeps a true picture of
-//! the kernel without listing everything again. Pure.
-//!
-//! The kernel does not report all that it does: IPv4 routes that go with a link or with its last
-//! address vanish without an event. Those rules are written here.
+//! What a state becomes by a change that the kernel accepted: believed at once, before its events
+//! ([`State::absorb`]) confirm it. Pure.
 
 use std::net::IpAddr;
 
-use weft_kernel::net::{Address, Change, Event, FdbEntry, Link, LinkName, RouteKey, State};
+use weft_kernel::net::{Address, Change, FdbEntry, Link, LinkKind, LinkName, State};
 
 /// What the kernel holds after a change that it accepted.
 pub fn apply(state: &mut State, change: &Change) {
@@ -49,84 +46,25 @@ pub fn apply(state: &mut State, change: &Change) {
             state.neighbours.remove(&(neighbour.link.clone(), neighbour.addr));
         }
         Change::ReplaceFdb(entry) => {
-            state.fdb.retain(|held| !same_station(held, entry));
+            for other in of_station(state, entry) {
+                state.fdb.remove(&other);
+            }
             state.fdb.insert(entry.clone());
         }
-        Change::DeleteFdb(entry) => remove_fdb(state, entry),
+        Change::DeleteFdb(entry) => {
+            for other in of_station(state, entry).into_iter().filter(|other| other.dst == entry.dst) {
+                state.fdb.remove(&other);
+            }
+        }
     }
 }
 
-/// What the kernel holds when it says this. Some events leave a route's key in doubt: the kernel may
-/// hold several routes under one key, and says only that one came or went. Then the key comes back,
-/// and only a fresh list tells. [`Event::Lost`] leaves everything in doubt.
-pub fn absorb(state: &mut State, event: &Event) -> Option<Doubt> {
-    match event {
-        Event::Link(link) => set_link(state, link.clone()),
-        Event::LinkGone(name) => remove_link(state, name),
-        Event::Address(address) => {
-            state.addresses.insert(address.clone());
-        }
-        Event::AddressGone(address) => remove_address(state, address),
-        Event::Route(route) => {
-            let before = state.routes.insert(route.key.clone(), route.clone());
-            let other = before.is_some_and(|before| !crate::diff::same_route(&before, route));
-            if other || state.twins.contains(&route.key) {
-                return Some(Doubt::Route(route.key.clone()));
-            }
-        }
-        Event::RouteGone(route) => {
-            if state.twins.contains(&route.key) {
-                return Some(Doubt::Route(route.key.clone()));
-            }
-            // What another route has replaced meanwhile is not what is gone.
-            if state.routes.get(&route.key).is_some_and(|held| crate::diff::same_route(held, route)) {
-                state.routes.remove(&route.key);
-            }
-        }
-        Event::OtherRoute(key) => return Some(Doubt::Route(key.clone())),
-        Event::Neighbour(neighbour) => {
-            state.neighbours.insert((neighbour.link.clone(), neighbour.addr), neighbour.clone());
-        }
-        Event::NeighbourGone(link, addr) => {
-            state.neighbours.remove(&(link.clone(), *addr));
-        }
-        Event::Fdb(entry) => {
-            // The same entry may have been learned before and be permanent now.
-            remove_fdb(state, entry);
-            state.fdb.insert(entry.clone());
-        }
-        Event::FdbGone(entry) => remove_fdb(state, entry),
-        Event::Lost => return Some(Doubt::Everything),
-    }
-    None
-}
-
-/// What an event left unknown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// Which route holds this key.
-    Route(RouteKey),
-    /// All of it.
-    Everything,
-}
-
-/// A link is new or different. An index that had another name was renamed.
+/// A link is new or different.
 fn set_link(state: &mut State, link: Link) {
-    let renamed = (link.index != 0)
-        .then(|| state.links.values().find(|held| held.index == link.index && held.name != link.name))
-        .flatten()
-        .map(|held| held.name.clone());
-    if let Some(from) = renamed {
-        rename(state, &from, &link.name);
-    }
-    let held = state.links.get(&link.name).map(|held| (held.index, held.up, held.mac));
-    if let Some((index, up, mac)) = held {
-        if index != 0 && link.index != 0 && index != link.index {
-            // Deleted and made anew; the deletion's event was overtaken or lost.
-            remove_link(state, &link.name);
-        } else if up && !link.up {
+    if let Some(held) = state.links.get(&link.name).cloned() {
+        if held.up && !link.up {
             empty_link(state, &link.name, IpAddr::is_ipv6);
-        } else if mac != link.mac {
+        } else if held.mac != link.mac {
             // `neigh_changeaddr` in net/core/neighbour.c: permanent neighbours go as well.
             state.neighbours.retain(|(on, _), _| *on != link.name);
         }
@@ -161,14 +99,11 @@ fn remove_address(state: &mut State, address: &Address) {
     }
 }
 
-fn remove_fdb(state: &mut State, entry: &FdbEntry) {
-    for permanent in [false, true] {
-        state.fdb.remove(&FdbEntry { permanent, ..entry.clone() });
-    }
-}
-
-fn same_station(a: &FdbEntry, b: &FdbEntry) -> bool {
-    (&a.link, a.mac) == (&b.link, b.mac)
+/// The entries for the same MAC on the same link. They stand together in the set.
+fn of_station(state: &State, entry: &FdbEntry) -> Vec<FdbEntry> {
+    let first = FdbEntry { dst: IpAddr::from([0; 4]), permanent: false, ..entry.clone() };
+    let same = |held: &&FdbEntry| held.link == entry.link && held.mac == entry.mac;
+    state.fdb.range(first..).take_while(same).cloned().collect()
 }
 
 /// Gives a link another name, with all that hangs on it.
@@ -176,10 +111,13 @@ pub fn rename(state: &mut State, from: &LinkName, to: &LinkName) {
     let Some(mut link) = state.links.remove(from) else { return };
     link.name = to.clone();
     state.links.insert(to.clone(), link);
-    for link in state.links.values_mut().filter(|link| link.master.as_ref() == Some(from)) {
-        link.master = Some(to.clone());
-    }
     let moved = |name: &LinkName| if name == from { to.clone() } else { name.clone() };
+    for link in state.links.values_mut() {
+        link.master = link.master.as_ref().map(moved);
+        if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+            vxlan.underlay = vxlan.underlay.as_ref().map(moved);
+        }
+    }
     state.addresses = std::mem::take(&mut state.addresses)
         .into_iter()
         .map(|address| Address { link: moved(&address.link), ..address })

@@ -135,7 +135,7 @@ pub(crate) fn weft_peer(n: u8, backend: &Backend, inner: Families, outer: Famili
         node: Some(me.node.clone()),
         public_v4: me.public_v4,
         public_v6: me.public_v6,
-        backend: backend::name(backend).to_owned(),
+        backend: backend.name().to_owned(),
         transports: backend::offer(&me, &config(backend.clone(), inner)),
     }
 }

@@ -25,6 +25,7 @@ pub mod mtu;
 pub mod options;
 pub mod plan;
 pub mod probe;
+pub mod reconcile;
 pub mod registry;
 pub mod run;
 pub mod settings;

@@ -15,16 +15,6 @@ use crate::config::{Backend, NetworkConfig};
 use crate::model::{Family, Me, Model, Transports, Underlay};
 use crate::plan::{Transport, Way};
 
-/// flannel's name for a backend: `Backend.Type` in the configuration, `BackendType` in leases.
-pub fn name(backend: &Backend) -> &'static str {
-    match backend {
-        Backend::Vxlan { .. } => "vxlan",
-        Backend::HostGw => "host-gw",
-        Backend::Udp { .. } => "udp",
-        Backend::Alloc => "alloc",
-    }
-}
-
 /// Every way by which other hosts may send to this one: what its lease and record publish.
 pub fn offer(me: &Me, config: &NetworkConfig) -> Transports {
     match config.backend {

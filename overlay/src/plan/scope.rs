@@ -43,9 +43,7 @@ pub struct Scope {
 impl Scope {
     /// The model's network.
     pub fn of(model: &Model) -> Self {
-        let v4 = model.config.v4.map(|pool| IpNetwork::V4(pool.network));
-        let v6 = model.config.v6.map(|pool| IpNetwork::V6(pool.network));
-        Self { network: model.me.network.clone(), ranges: v4.into_iter().chain(v6).collect() }
+        Self { network: model.me.network.clone(), ranges: model.config.networks().collect() }
     }
 
     /// The role of a link by its alias, when it is ours and the plan's.

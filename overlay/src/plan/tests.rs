@@ -75,7 +75,7 @@ fn the_way_to_a_peer() {
     for (model, peer, expected) in table {
         let case = format!(
             "{} with {} `{}`",
-            crate::backend::name(&model.config.backend),
+            model.config.backend.name(),
             if peer.node.is_some() { "weft" } else { "flanneld" },
             peer.backend
         );

@@ -167,7 +167,7 @@ impl End {
     pub fn ours(me: &Me, config: &NetworkConfig) -> Self {
         Self {
             weft: true,
-            backend: crate::backend::name(&config.backend).to_owned(),
+            backend: config.backend.name().to_owned(),
             transports: crate::backend::offer(me, config),
             v4: me.public(Family::V4),
             v6: me.public(Family::V6),

@@ -164,7 +164,7 @@ pub(super) fn of(
         network: model.me.network.clone(),
         node: model.me.node.to_string(),
         subnet: model.me.subnet.map(|subnet| subnet.to_string()),
-        backend: crate::backend::name(&model.config.backend).to_owned(),
+        backend: model.config.backend.name().to_owned(),
         pod_mtu: desired.pod_mtu,
         peers: known.values().map(peer).chain(left_out).collect(),
         udp: counters.map(|counters| named(&mut counters.tunnel.each())).unwrap_or_default(),
