@@ -4,7 +4,9 @@
 //! no mark of ours is never changed: where it stands in the way, that is a [`Conflict`]. Pure.
 //!
 //! The order of the changes: links, addresses, neighbours, FDB entries, routes, so that no packet
-//! meets a route whose tunnel does not know the way; then what is too much, routes first.
+//! meets a route whose tunnel does not know the way; then what is too much, routes first. The one
+//! exception is a link's last IPv4 address: with it the kernel drops the link's IPv4 routes, so it
+//! goes before they are made.
 
 mod links;
 #[cfg(test)]
@@ -13,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use weft_kernel::net::{Change, FdbEntry, LinkName, Mac, Neighbour, Route, RouteKey, RouteKind, State, Vni};
+use weft_kernel::net::{Change, FdbEntry, LinkName, Mac, Neighbour, Route, RouteKind, State, Vni};
 
 use crate::plan::Scope;
 use links::Links;
@@ -90,10 +92,12 @@ pub fn diff(desired: &State, observed: &State, scope: &Scope) -> Diff {
     let mut remove = Removals::default();
     let mut conflicts = links.conflicts.clone();
 
-    addresses(desired, &observed, &links, &mut add, &mut remove.addresses);
+    let bared = bared(desired, &observed, &links);
+    addresses(desired, &observed, &links, &bared, &mut add, &mut remove.addresses);
     neighbours(desired, &observed, &links, &mut add, &mut remove.neighbours);
     fdb(desired, &observed, &links, &mut add, &mut remove.fdb);
-    routes(desired, &observed, &links, scope, &mut add, &mut remove.routes, &mut conflicts);
+    let routes = Routes { desired, observed: &observed, links: &links, bared: &bared, scope };
+    routes.compare(&mut add, &mut remove.routes, &mut conflicts);
 
     let mut changes = links.first;
     changes.append(&mut add);
@@ -113,10 +117,21 @@ struct Removals {
     addresses: Vec<Change>,
 }
 
+/// Links of ours that are to lose their last IPv4 address (`fib_disable_ip` in
+/// net/ipv4/fib_frontend.c).
+fn bared<'a>(desired: &State, observed: &'a State, links: &Links) -> BTreeSet<&'a LinkName> {
+    let on = |state: &State, link: &LinkName| {
+        state.addresses.iter().any(|address| address.link == *link && address.network.is_ipv4())
+    };
+    let kept = observed.links.keys().filter(|link| links.kept(link));
+    kept.filter(|link| on(observed, link) && !on(desired, link)).collect()
+}
+
 fn addresses(
     desired: &State,
     observed: &State,
     links: &Links,
+    bared: &BTreeSet<&LinkName>,
     add: &mut Vec<Change>,
     remove: &mut Vec<Change>,
 ) {
@@ -129,7 +144,9 @@ fn addresses(
         // The kernel gives every link that speaks IPv6 a link-local address.
         let kernels = matches!(address.network.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
         if !kernels && !desired.addresses.contains(address) {
-            remove.push(Change::DeleteAddress(address.clone()));
+            let at_once = bared.contains(&address.link) && address.network.is_ipv4();
+            let when = if at_once { &mut *add } else { &mut *remove };
+            when.push(Change::DeleteAddress(address.clone()));
         }
     }
 }
@@ -179,44 +196,56 @@ fn fdb(desired: &State, observed: &State, links: &Links, add: &mut Vec<Change>, 
     }
 }
 
-fn routes(
-    desired: &State,
-    observed: &State,
-    links: &Links,
-    scope: &Scope,
-    add: &mut Vec<Change>,
-    remove: &mut Vec<Change>,
-    conflicts: &mut Vec<Conflict>,
-) {
-    // A route goes with the link it leaves by, whosoever's it is.
-    let stays =
-        |route: &Route| route.link.as_ref().is_none_or(|link| !links.made(link) && !links.removed(link));
-    for (key, route) in &desired.routes {
-        if route.link.as_ref().is_some_and(|link| !links.usable(link)) {
-            continue;
-        }
-        match observed.routes.get(key).filter(|held| stays(held)) {
-            Some(held) if same_route(held, route) => {
-                // IPv4 takes the first and never looks at the second.
-                if observed.twins.contains(key) && key.dst.is_ipv6() {
-                    conflicts.push(Conflict::Twin { wanted: Box::new(route.clone()) });
+/// What the routes' comparison reads.
+struct Routes<'a> {
+    desired: &'a State,
+    observed: &'a State,
+    links: &'a Links,
+    bared: &'a BTreeSet<&'a LinkName>,
+    scope: &'a Scope,
+}
+
+impl Routes<'_> {
+    fn compare(&self, add: &mut Vec<Change>, remove: &mut Vec<Change>, conflicts: &mut Vec<Conflict>) {
+        let Self { desired, observed, scope, .. } = *self;
+        for (key, route) in desired.routes.iter().filter(|(_, route)| self.possible(route)) {
+            match observed.routes.get(key).filter(|held| self.stays(held)) {
+                Some(held) if same_route(held, route) => {
+                    // IPv4 takes the first and never looks at the second.
+                    if observed.twins.contains(key) && key.dst.is_ipv6() {
+                        conflicts.push(Conflict::Twin { wanted: Box::new(route.clone()) });
+                    }
                 }
+                Some(held) if !scope.owns_route(held, observed) => conflicts
+                    .push(Conflict::Route { held: Box::new(held.clone()), wanted: Box::new(route.clone()) }),
+                None if observed.opaque.contains(key) => {
+                    conflicts.push(Conflict::Opaque { wanted: Box::new(route.clone()) })
+                }
+                _ => add.push(Change::ReplaceRoute(route.clone())),
             }
-            Some(held) if !scope.owns_route(held, observed) => conflicts
-                .push(Conflict::Route { held: Box::new(held.clone()), wanted: Box::new(route.clone()) }),
-            None if observed.opaque.contains(key) => {
-                conflicts.push(Conflict::Opaque { wanted: Box::new(route.clone()) })
+        }
+        for (key, route) in observed.routes.iter().filter(|(_, route)| self.stays(route)) {
+            // One that is wanted otherwise, but cannot be made so now, stays: better than none.
+            let wanted = desired.routes.contains_key(key);
+            if scope.owns_route(route, observed) && !wanted {
+                remove.push(Change::DeleteRoute(route.clone()));
             }
-            _ => add.push(Change::ReplaceRoute(route.clone())),
         }
     }
-    for (key, route) in observed.routes.iter().filter(|(_, route)| stays(route)) {
-        let wanted = |key: &RouteKey| {
-            desired.routes.get(key).is_some_and(|route| route.link.as_ref().is_none_or(|l| links.usable(l)))
-        };
-        if scope.owns_route(route, observed) && !wanted(key) {
-            remove.push(Change::DeleteRoute(route.clone()));
-        }
+
+    /// The link that a wanted route leaves by is there, or will be.
+    fn possible(&self, route: &Route) -> bool {
+        route.link.as_ref().is_none_or(|link| self.links.usable(link))
+    }
+
+    /// An observed route is still there when ours are made: one goes with the link it leaves by,
+    /// and an IPv4 route with that link's last address, whosesoever it is.
+    fn stays(&self, route: &Route) -> bool {
+        let bared = |link: &LinkName| route.key.dst.is_ipv4() && self.bared.contains(link);
+        route
+            .link
+            .as_ref()
+            .is_none_or(|link| !self.links.made(link) && !self.links.removed(link) && !bared(link))
     }
 }
 

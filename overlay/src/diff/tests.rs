@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use weft_kernel::net::{Change, Link, LinkKind, LinkName, State};
+use weft_kernel::net::{Change, Link, LinkKind, LinkName, RouteKey, State};
 
 use super::*;
 use crate::believe;
