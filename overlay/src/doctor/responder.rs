@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -13,6 +14,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use super::echo::{ANSWER_LEN, Answer, PORT, Question};
+use crate::model::{Family, Subnet};
+use crate::plan::{Desired, Transport};
 
 /// Where to answer, and whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,38 @@ pub struct Audience {
     pub own: BTreeSet<IpAddr>,
     /// The peers' tunnel addresses.
     pub peers: BTreeSet<IpAddr>,
+}
+
+impl Audience {
+    /// Of a plan: our addresses on tunnels, and those of the peers whose way is a tunnel.
+    pub fn of(desired: &Desired) -> Self {
+        let tunnelled = desired.ways.iter().filter(|(_, way)| way.transport != Transport::Direct);
+        let first = |subnet: &Subnet, family: Family| subnet.of(family).map(|network| network.network());
+        Self {
+            own: desired.kernel.addresses.iter().map(|address| address.network.ip()).collect(),
+            peers: tunnelled.filter_map(|((subnet, family), _)| first(subnet, *family)).collect(),
+        }
+    }
+}
+
+/// Answers the audience of whatever is planned, until nobody plans any more.
+pub async fn follow(mut planned: watch::Receiver<Option<Arc<Desired>>>) {
+    let (tell, audience) = watch::channel(Audience::default());
+    let answering = run(audience);
+    let telling = async move {
+        loop {
+            let now = planned.borrow_and_update().as_deref().map(Audience::of).unwrap_or_default();
+            tell.send_if_modified(|before| {
+                let news = *before != now;
+                *before = now;
+                news
+            });
+            if planned.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(answering, telling);
 }
 
 /// Answers until the sender is gone. An address that cannot be bound is told in the log and tried
@@ -97,6 +132,22 @@ mod tests {
     use weft_kernel::netns::{NetNs, run_in};
 
     use super::*;
+
+    #[test]
+    fn the_audience_is_who_is_reached_by_a_tunnel() {
+        use crate::fixtures::{V4, model, public_v4, vxlan, weft_peer, with_peers};
+        let near = crate::fixtures::weft_peer(2, &crate::config::Backend::HostGw, V4, V4);
+        let desired = crate::plan::plan(&with_peers(
+            model(crate::fixtures::direct(), V4, V4),
+            [weft_peer(1, &vxlan(), V4, V4), near],
+        ));
+        let audience = Audience::of(&desired);
+        let own = crate::fixtures::subnet(7, V4).networks().map(|network| network.network());
+        assert_eq!(audience.own, own.collect());
+        let tunnelled = desired.ways.iter().filter(|(_, way)| way.transport != Transport::Direct).count();
+        assert_eq!(audience.peers.len(), tunnelled);
+        assert!(!audience.peers.contains(&IpAddr::V4(public_v4(2))));
+    }
 
     /// Loopback addresses stand for tunnel addresses: all of 127/8 is local.
     #[test]

@@ -39,6 +39,7 @@ use weft_store::{Store, StoreError};
 
 use crate::attach::records::Records;
 use crate::cache::Cache;
+use crate::doctor::responder;
 use crate::identity::{self, IdentityError};
 use crate::key::Prefix;
 use crate::lease::{Leasing, Times};
@@ -149,6 +150,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let (plans, planned) = watch::channel(None);
     let numbers = Numbers::new(&daemon.metrics);
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
+    tokio::spawn(responder::follow(planned.clone()));
     let started = Instant::now();
     let (wake, wakes) = watch::channel(Some(started + STORE_GRACE));
     fire_at(wakes, &trigger);
