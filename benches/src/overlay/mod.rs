@@ -66,9 +66,8 @@ pub fn run(options: &Options, audience: &dyn Audience) -> Result<Report, BenchEr
         date: today(),
         results: vec![],
     };
-    let paths = paths(options, audience)?;
-    if !paths.is_empty() && !options.regimes.is_empty() {
-        traffic(options, &paths, &mut report, audience)?;
+    if !options.regimes.is_empty() {
+        traffic(options, &paths(options, audience)?, &mut report, audience)?;
     }
     if options.control {
         control::run(options, &mut report, audience)?;

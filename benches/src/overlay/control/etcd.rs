@@ -2,7 +2,7 @@
 //! of a millisecond, which a process per write cannot.
 
 use std::cell::RefCell;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -91,28 +91,43 @@ fn put(key: &str, value: &str) -> Value {
     json!({"key": base64(key.as_bytes()), "value": base64(value.as_bytes())})
 }
 
-/// The status line and the body. The gateway gives every short answer a length (RFC 9112, section 6.2).
-fn read_answer(stream: &mut impl BufRead) -> std::io::Result<(String, Vec<u8>)> {
-    let mut line = || {
-        let mut line = String::new();
-        (&mut *stream).take(LONGEST).read_line(&mut line).map(|_| line.trim_end().to_owned())
-    };
-    let status = line()?;
-    let mut length = 0u64;
+/// The status line and the body, which has a length or comes in chunks (RFC 9112, section 6).
+fn read_answer(stream: &mut impl BufRead) -> io::Result<(String, Vec<u8>)> {
+    let status = read_line(stream)?;
+    let (mut length, mut chunked) = (0, false);
     loop {
-        let header = line()?;
-        if header.is_empty() {
-            break;
-        }
-        if let Some((name, value)) = header.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().map_err(std::io::Error::other)?;
+        let header = read_line(stream)?.to_ascii_lowercase();
+        match header.split_once(':').map(|(name, value)| (name, value.trim())) {
+            None => break,
+            Some(("content-length", value)) => length = value.parse().map_err(io::Error::other)?,
+            Some(("transfer-encoding", "chunked")) => chunked = true,
+            Some(_) => {}
         }
     }
     let mut body = vec![];
-    stream.take(length.min(LONGEST)).read_to_end(&mut body)?;
-    Ok((status, body))
+    if !chunked {
+        read_part(stream, length, &mut body)?;
+        return Ok((status, body));
+    }
+    loop {
+        let length = u64::from_str_radix(&read_line(stream)?, 16).map_err(io::Error::other)?;
+        read_part(stream, length, &mut body)?;
+        read_line(stream)?; // the end of the chunk, or of the trailer, which the gateway leaves empty
+        if length == 0 {
+            return Ok((status, body));
+        }
+    }
+}
+
+fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    stream.take(LONGEST).read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
+}
+
+fn read_part(stream: &mut impl BufRead, length: u64, body: &mut Vec<u8>) -> io::Result<()> {
+    let read = stream.take(length.min(LONGEST)).read_to_end(body)?;
+    if read as u64 == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// RFC 4648, section 4.
@@ -154,9 +169,13 @@ mod tests {
 
     #[test]
     fn an_answer_ends_where_it_says_and_the_next_one_follows() {
-        let mut wire: &[u8] =
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 400 Bad Request\r\n\r\n";
-        assert_eq!(read_answer(&mut wire).unwrap(), ("HTTP/1.1 200 OK".into(), b"{}".to_vec()));
-        assert_eq!(read_answer(&mut wire).unwrap(), ("HTTP/1.1 400 Bad Request".into(), vec![]));
+        let mut wire: &[u8] = b"HTTP/1.1 200 OK\r\nA: b\r\ncontent-length: 2\r\n\r\n{}\
+            HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\nA\r\n\":12345678\r\n1\r\n}\r\n0\r\n\r\n\
+            HTTP/1.1 400 Bad Request\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}";
+        let mut next = || read_answer(&mut wire);
+        assert_eq!(next().unwrap(), ("HTTP/1.1 200 OK".into(), b"{}".to_vec()));
+        assert_eq!(next().unwrap(), ("HTTP/1.1 200 OK".into(), b"{\"a\":12345678}".to_vec()));
+        assert_eq!(next().unwrap(), ("HTTP/1.1 400 Bad Request".into(), vec![]));
+        assert_eq!(next().unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "cut short");
     }
 }

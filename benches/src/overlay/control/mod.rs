@@ -7,6 +7,7 @@ mod etcd;
 mod leases;
 mod witness;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use weft_lab::{Host, Lab, LabError};
@@ -17,7 +18,7 @@ use crate::stats::percentile;
 use crate::{BenchError, cpu};
 use etcd::Gateway;
 use leases::Lease;
-use witness::Witness;
+use witness::{Fact, Witness};
 
 /// How many leases there are.
 const SCALES: [u16; 4] = [10, 100, 1000, 5000];
@@ -109,16 +110,16 @@ fn measure(
     };
     let started = Instant::now();
     host.launch_overlay_with(&[format!("--etcd-prefix={prefix}")])?;
-    let wanted = peers.iter().flat_map(Lease::facts).collect();
-    let programmed = wait(wanted, PROGRAMMED, "program")?;
+    let all: BTreeSet<Fact> = peers.iter().flat_map(Lease::facts).collect();
+    let programmed = wait(all.clone(), PROGRAMMED, "program")?;
     host.wait_until_ready(PROGRAMMED)?;
     let daemon = host.overlay().ok_or_else(|| late(host, "stay alive after", "the start"))?.pid;
 
     let (idle_from, used) = (Instant::now(), cpu::of_process(daemon));
-    let stirred = witness.count(shape.idle);
+    let stirred = witness.count(&all, shape.idle);
     let idle_percent = (cpu::of_process(daemon) - used) / idle_from.elapsed().as_secs_f64() * 100.0;
     if stirred > 0 {
-        audience.note(&format!("{} leases: {stirred} changes of the kernel while idle", shape.leases));
+        audience.note(&format!("{} leases: {stirred} entries were written again while idle", shape.leases));
     }
     let resident_mb = cpu::resident_mb(daemon);
 

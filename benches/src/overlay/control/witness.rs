@@ -116,12 +116,12 @@ impl Witness {
         }
     }
 
-    /// How many facts are heard in this time.
-    pub(super) fn count(&self, time: Duration) -> usize {
+    /// How many of these are heard (again) in this time.
+    pub(super) fn count(&self, of: &BTreeSet<Fact>, time: Duration) -> usize {
         let (end, mut count) = (Instant::now() + time, 0);
         loop {
             match self.heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(_) => count += 1,
+                Ok((_, fact)) => count += usize::from(of.contains(&fact)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return count,
             }
         }
