@@ -161,7 +161,7 @@ fn civil(mut day: u64) -> (u64, u64, u64) {
 }
 
 /// Three digits that matter: 41.1, 0.345, 118000.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         v if !v.is_finite() => "-".to_owned(),
         v if v >= 100.0 => format!("{value:.0}"),
