@@ -84,6 +84,24 @@ async fn what_is_not_there_is_deleted_with_success(net: &impl Net) {
     }
 }
 
+async fn an_address_is_answered_for_until_the_link_goes_down(net: &impl Net) {
+    tunnel(net).await;
+    let proxy = |addr: &str, protocol| Proxy { link: name("up0"), addr: addr.parse().unwrap(), protocol };
+    let (ours, other) = (proxy("2001:db8::5", 87), proxy("2001:db8::6", 0));
+    must(net, &[ours.clone(), other.clone(), ours.clone()].map(Change::AddProxy)).await;
+    let state = net.observe().await.unwrap();
+    assert_eq!(state.proxies, [ours.clone(), other.clone()].into());
+    assert!(!state.neighbours.keys().any(|(link, _)| *link == name("up0")), "an answer is no neighbour");
+    // Twice, and where there is none: a success.
+    must(net, &[ours.clone(), ours.clone()].map(Change::DeleteProxy)).await;
+    assert_eq!(net.observe().await.unwrap().proxies, [other].into());
+    must(net, &[up("up0", false)]).await;
+    assert_eq!(net.observe().await.unwrap().proxies, [].into());
+    let nowhere = Proxy { link: name("none"), ..ours };
+    must(net, &[Change::DeleteProxy(nowhere.clone())]).await;
+    assert_eq!(refusals(net, &[Change::AddProxy(nowhere)]).await, [(0, libc::ENODEV)]);
+}
+
 async fn a_link_is_made_once(net: &impl Net) {
     tunnel(net).await;
     // The same again: there already. Other settings under its name: no.
@@ -346,6 +364,7 @@ suite! {
     what_is_made_is_there,
     failures_name_their_changes_and_the_rest_is_done,
     what_is_not_there_is_deleted_with_success,
+    an_address_is_answered_for_until_the_link_goes_down,
     a_link_is_made_once,
     a_next_hop_is_reachable_or_onlink,
     a_route_replaces_the_one_under_its_key,

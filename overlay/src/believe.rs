@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use weft_kernel::net::{Address, Change, FdbEntry, Link, LinkKind, LinkName, State};
+use weft_kernel::net::{Address, Change, FdbEntry, Link, LinkName, State};
 
 /// What the kernel holds after a change that it accepted.
 pub fn apply(state: &mut State, change: &Change) {
@@ -16,7 +16,7 @@ pub fn apply(state: &mut State, change: &Change) {
             }
         }
         Change::DeleteLink(name) => remove_link(state, name),
-        Change::RenameLink { from, to } => rename(state, from, to),
+        Change::RenameLink { from, to } => state.rename(from, to),
         Change::SetLink(name, patch) => {
             let Some(link) = state.links.get(name) else { return };
             let mut link = link.clone();
@@ -44,6 +44,13 @@ pub fn apply(state: &mut State, change: &Change) {
         }
         Change::DeleteNeighbour(neighbour) => {
             state.neighbours.remove(&(neighbour.link.clone(), neighbour.addr));
+        }
+        Change::AddProxy(proxy) => {
+            state.proxies.retain(|held| (&held.link, held.addr) != (&proxy.link, proxy.addr));
+            state.proxies.insert(proxy.clone());
+        }
+        Change::DeleteProxy(proxy) => {
+            state.proxies.retain(|held| (&held.link, held.addr) != (&proxy.link, proxy.addr));
         }
         Change::ReplaceFdb(entry) => {
             for other in of_station(state, entry) {
@@ -86,6 +93,7 @@ fn empty_link(state: &mut State, name: &LinkName, addresses: impl Fn(&IpAddr) ->
     state.addresses.retain(|address| address.link != *name || !addresses(&address.network.ip()));
     state.routes.retain(|_, route| route.link.as_ref() != Some(name));
     state.neighbours.retain(|(link, _), _| link != name);
+    state.proxies.retain(|proxy| proxy.link != *name);
 }
 
 /// With a link's last IPv4 address the kernel drops all its IPv4 routes (`fib_disable_ip` in
@@ -104,36 +112,4 @@ fn of_station(state: &State, entry: &FdbEntry) -> Vec<FdbEntry> {
     let first = FdbEntry { dst: IpAddr::from([0; 4]), permanent: false, ..entry.clone() };
     let same = |held: &&FdbEntry| held.link == entry.link && held.mac == entry.mac;
     state.fdb.range(first..).take_while(same).cloned().collect()
-}
-
-/// Gives a link another name, with all that hangs on it.
-pub fn rename(state: &mut State, from: &LinkName, to: &LinkName) {
-    let Some(mut link) = state.links.remove(from) else { return };
-    link.name = to.clone();
-    state.links.insert(to.clone(), link);
-    let moved = |name: &LinkName| if name == from { to.clone() } else { name.clone() };
-    for link in state.links.values_mut() {
-        link.master = link.master.as_ref().map(moved);
-        if let LinkKind::Vxlan(vxlan) = &mut link.kind {
-            vxlan.underlay = vxlan.underlay.as_ref().map(moved);
-        }
-    }
-    state.addresses = std::mem::take(&mut state.addresses)
-        .into_iter()
-        .map(|address| Address { link: moved(&address.link), ..address })
-        .collect();
-    state.neighbours = std::mem::take(&mut state.neighbours)
-        .into_values()
-        .map(|mut neighbour| {
-            neighbour.link = moved(&neighbour.link);
-            ((neighbour.link.clone(), neighbour.addr), neighbour)
-        })
-        .collect();
-    state.fdb = std::mem::take(&mut state.fdb)
-        .into_iter()
-        .map(|entry| FdbEntry { link: moved(&entry.link), ..entry })
-        .collect();
-    for route in state.routes.values_mut() {
-        route.link = route.link.as_ref().map(moved);
-    }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -100,6 +100,7 @@ enum Subject {
     Address(Address),
     Route(RouteKey),
     Neighbour(LinkName, IpAddr),
+    Proxy(LinkName, Ipv6Addr),
     Fdb(LinkName, Mac),
 }
 
@@ -358,6 +359,9 @@ impl Subject {
             Change::ReplaceNeighbour(neighbour) | Change::DeleteNeighbour(neighbour) => {
                 Self::Neighbour(neighbour.link.clone(), neighbour.addr)
             }
+            Change::AddProxy(proxy) | Change::DeleteProxy(proxy) => {
+                Self::Proxy(proxy.link.clone(), proxy.addr)
+            }
             Change::ReplaceFdb(entry) | Change::DeleteFdb(entry) => Self::Fdb(entry.link.clone(), entry.mac),
         }
     }
@@ -367,7 +371,7 @@ impl Subject {
             Self::Link(_) => Kind::Link,
             Self::Address(_) => Kind::Address,
             Self::Route(_) => Kind::Route,
-            Self::Neighbour(..) => Kind::Neighbour,
+            Self::Neighbour(..) | Self::Proxy(..) => Kind::Neighbour,
             Self::Fdb(..) => Kind::Fdb,
         }
     }
@@ -381,6 +385,12 @@ impl Subject {
             Self::Neighbour(link, addr) => {
                 let key = (link.clone(), *addr);
                 a.neighbours.get(&key) == b.neighbours.get(&key)
+            }
+            Self::Proxy(link, addr) => {
+                let of = |state: &State| {
+                    state.proxies.iter().find(|proxy| (&proxy.link, proxy.addr) == (link, *addr)).cloned()
+                };
+                of(a) == of(b)
             }
             Self::Fdb(link, mac) => {
                 let of = |state: &State| {
@@ -403,6 +413,7 @@ fn link_of(change: &Change) -> Option<&LinkName> {
         Change::AddAddress(address) | Change::DeleteAddress(address) => Some(&address.link),
         Change::ReplaceRoute(route) | Change::DeleteRoute(route) => route.link.as_ref(),
         Change::ReplaceNeighbour(neighbour) | Change::DeleteNeighbour(neighbour) => Some(&neighbour.link),
+        Change::AddProxy(proxy) | Change::DeleteProxy(proxy) => Some(&proxy.link),
         Change::ReplaceFdb(entry) | Change::DeleteFdb(entry) => Some(&entry.link),
     }
 }

@@ -170,7 +170,7 @@ mod tests {
                 link.alias = None;
                 link.mac = Some(mac);
             }
-            believe::rename(&mut state, &name(from), &name(to));
+            state.rename(&name(from), &name(to));
         }
         for route in state.routes.values_mut() {
             route.protocol = 3;

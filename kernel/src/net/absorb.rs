@@ -26,6 +26,7 @@ impl State {
     /// The kernel drops some things without an event of their own; they are dropped here too:
     /// - a link that goes down, or loses its last IPv4 address, loses its IPv4 routes
     ///   (net/ipv4/fib_frontend.c, `fib_disable_ip`; `fib_table_flush` tells nobody);
+    /// - a link that goes down loses what it answers for others (net/core/neighbour.c, `pneigh_ifdown`);
     /// - a link that is deleted takes everything with it.
     ///
     /// One change it keeps to itself: another alias for a link that is down. The next event of that link
@@ -85,6 +86,7 @@ impl State {
         let before = self.links.insert(link.name.clone(), link.clone());
         if before.is_some_and(|before| before.up && !link.up) {
             self.drop_ipv4_routes(&link.name);
+            self.proxies.retain(|proxy| proxy.link != link.name);
             return self.followed_if_plain();
         }
         Followed
@@ -98,6 +100,7 @@ impl State {
         self.passing.retain(|address, _| address.link != *name);
         self.routes.retain(|_, route| route.link.as_ref() != Some(name));
         self.neighbours.retain(|(link, _), _| link != name);
+        self.proxies.retain(|proxy| proxy.link != *name);
         self.fdb.retain(|entry| entry.link != *name);
         let sources = addresses.iter().any(|address| self.is_source(address.network.ip()));
         if sources { ObserveAgain } else { self.followed_if_plain() }
@@ -159,13 +162,16 @@ impl State {
         }
     }
 
-    fn rename(&mut self, from: &LinkName, to: &LinkName) {
+    /// Gives a link another name, with all that hangs on it.
+    pub fn rename(&mut self, from: &LinkName, to: &LinkName) {
         let renamed = |name: &mut LinkName| {
             if name == from {
                 *name = to.clone();
             }
         };
-        self.links.remove(from);
+        if let Some(link) = self.links.remove(from) {
+            self.links.insert(to.clone(), Link { name: to.clone(), ..link });
+        }
         for link in self.links.values_mut() {
             link.master.iter_mut().for_each(renamed);
             if let LinkKind::Vxlan(vxlan) = &mut link.kind {
@@ -194,6 +200,13 @@ impl State {
             .map(|mut neighbour| {
                 renamed(&mut neighbour.link);
                 ((neighbour.link.clone(), neighbour.addr), neighbour)
+            })
+            .collect();
+        self.proxies = std::mem::take(&mut self.proxies)
+            .into_iter()
+            .map(|mut proxy| {
+                renamed(&mut proxy.link);
+                proxy
             })
             .collect();
         self.fdb = std::mem::take(&mut self.fdb)

@@ -17,7 +17,7 @@ pub use fake::FakeNet;
 pub use names::{BadLinkName, BadMac, BadVni, LinkName, Mac, Vni};
 pub use rtnetlink::{LinkStats, Rtnetlink};
 pub use state::{
-    Address, Change, Event, FdbEntry, Link, LinkKind, LinkPatch, Neighbour, Passing, Route, RouteKey,
+    Address, Change, Event, FdbEntry, Link, LinkKind, LinkPatch, Neighbour, Passing, Proxy, Route, RouteKey,
     RouteKind, State, Vxlan,
 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -30,6 +30,8 @@ pub struct State {
     pub opaque: BTreeSet<RouteKey>,
     /// Neighbours, permanent ones and learned ones that are usable (REACHABLE, STALE, DELAY, PROBE).
     pub neighbours: BTreeMap<(LinkName, IpAddr), Neighbour>,
+    /// Addresses that this host answers for on a link. The kernel tells nobody when they change.
+    pub proxies: BTreeSet<Proxy>,
     /// `self` entries of VXLAN links' forwarding databases (the all-zero default ones included).
     pub fdb: BTreeSet<FdbEntry>,
 }
@@ -184,6 +186,18 @@ pub struct Neighbour {
     pub permanent: bool,
 }
 
+/// An IPv6 address that this host answers neighbour solicitations for on a link, as if it were its own
+/// (NTF_PROXY). It takes the link's `proxy_ndp` to have an effect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Proxy {
+    /// On which link.
+    pub link: LinkName,
+    /// For which address.
+    pub addr: Ipv6Addr,
+    /// Who made it, as with routes (NDA_PROTOCOL); 0 if it does not say.
+    pub protocol: u8,
+}
+
 /// Where a VXLAN link sends frames for an Ethernet address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FdbEntry {
@@ -234,6 +248,10 @@ pub enum Change {
     ReplaceNeighbour(Neighbour),
     /// Deletes a neighbour.
     DeleteNeighbour(Neighbour),
+    /// Answers for an address on a link.
+    AddProxy(Proxy),
+    /// No longer answers for an address on a link.
+    DeleteProxy(Proxy),
     /// Makes the one FDB entry of this MAC on this link.
     ReplaceFdb(FdbEntry),
     /// Deletes an FDB entry.
@@ -387,6 +405,12 @@ impl fmt::Display for Neighbour {
     }
 }
 
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {} proto {}", self.addr, self.link, self.protocol)
+    }
+}
+
 impl fmt::Display for FdbEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} dst {} dev {}", self.mac, self.dst, self.link)
@@ -427,6 +451,8 @@ impl fmt::Display for Change {
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
             Self::ReplaceNeighbour(neighbour) => write!(f, "replace neighbour {neighbour}"),
             Self::DeleteNeighbour(neighbour) => write!(f, "delete neighbour {neighbour}"),
+            Self::AddProxy(proxy) => write!(f, "add proxy {proxy}"),
+            Self::DeleteProxy(proxy) => write!(f, "delete proxy {proxy}"),
             Self::ReplaceFdb(entry) => write!(f, "replace fdb {entry}"),
             Self::DeleteFdb(entry) => write!(f, "delete fdb {entry}"),
         }

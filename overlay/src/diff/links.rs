@@ -153,7 +153,7 @@ impl Links {
         }
         let mut state = observed.clone();
         for (from, to) in &self.renames {
-            crate::believe::rename(&mut state, from, to);
+            state.rename(from, to);
         }
         Cow::Owned(state)
     }

@@ -193,6 +193,7 @@ fn kind(change: &Change) -> &'static str {
         Change::AddAddress(_) | Change::DeleteAddress(_) => "address",
         Change::ReplaceRoute(_) | Change::DeleteRoute(_) => "route",
         Change::ReplaceNeighbour(_) | Change::DeleteNeighbour(_) => "neighbour",
+        Change::AddProxy(_) | Change::DeleteProxy(_) => "proxy",
         Change::ReplaceFdb(_) | Change::DeleteFdb(_) => "fdb",
     }
 }

@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::net::{
-    Address, Change, Event, FdbEntry, Link, LinkKind, LinkName, LinkPatch, Mac, Neighbour, Route, RouteKey,
-    RouteKind, State,
+    Address, Change, Event, FdbEntry, Link, LinkKind, LinkName, LinkPatch, Mac, Neighbour, Proxy, Route,
+    RouteKey, RouteKind, State,
 };
 
 /// RTPROT_KERNEL (include/uapi/linux/rtnetlink.h).
@@ -107,6 +107,11 @@ impl World {
             Change::ReplaceNeighbour(neighbour) => self.replace_neighbour(neighbour),
             Change::DeleteNeighbour(neighbour) => {
                 self.drop_neighbours(|held| held.link == neighbour.link && held.addr == neighbour.addr);
+                Ok(())
+            }
+            Change::AddProxy(proxy) => self.add_proxy(proxy),
+            Change::DeleteProxy(proxy) => {
+                self.drop_proxies(|held| (&held.link, held.addr) == (&proxy.link, proxy.addr));
                 Ok(())
             }
             Change::ReplaceFdb(entry) => self.replace_fdb(entry),
@@ -268,6 +273,7 @@ impl World {
     /// What a link loses when it goes down: routes, neighbours and some addresses.
     fn empty_link(&mut self, name: &LinkName, addresses: impl Fn(IpAddr) -> bool) {
         self.drop_neighbours(|held| held.link == *name);
+        self.drop_proxies(|held| held.link == *name);
         // IPv4 routes go without a word (net/ipv4/fib_trie.c, `fib_table_flush`).
         self.drop_routes(|route| route.link.as_ref() == Some(name));
         let gone: Vec<Address> = self
@@ -513,6 +519,18 @@ impl World {
             }
             !gone
         });
+    }
+
+    /// One entry for an address on a link; who made it last is said to have made it.
+    fn add_proxy(&mut self, proxy: &Proxy) -> Result<(), Refused> {
+        self.link(&proxy.link)?;
+        self.drop_proxies(|held| (&held.link, held.addr) == (&proxy.link, proxy.addr));
+        self.state.proxies.insert(proxy.clone());
+        Ok(())
+    }
+
+    fn drop_proxies(&mut self, which: impl Fn(&Proxy) -> bool) {
+        self.state.proxies.retain(|held| !which(held));
     }
 
     fn replace_fdb(&mut self, entry: &FdbEntry) -> Result<(), Refused> {

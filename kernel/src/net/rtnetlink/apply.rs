@@ -106,6 +106,16 @@ impl Apply<'_> {
                 self.queue(nth, encode::delete_neighbour(neighbour, index), 0);
                 Ok(())
             }
+            Change::AddProxy(proxy) => {
+                let index = self.index(&proxy.link)?;
+                self.queue(nth, encode::add_proxy(proxy, index), encode::REPLACE);
+                Ok(())
+            }
+            Change::DeleteProxy(proxy) => {
+                let Some(index) = self.index_if_there(&proxy.link)? else { return Ok(()) };
+                self.queue(nth, encode::delete_proxy(proxy, index), 0);
+                Ok(())
+            }
             Change::ReplaceFdb(entry) => {
                 let Known { index, is_vxlan } = self.known(&entry.link)?;
                 if !is_vxlan {
@@ -151,7 +161,7 @@ impl Apply<'_> {
         match self.changes.get(nth) {
             Some(Change::DeleteAddress(_)) => refusal.is(Errno::EADDRNOTAVAIL) || refusal.is(Errno::ENODEV),
             Some(Change::DeleteRoute(_)) => refusal.is(Errno::ESRCH) || refusal.is(Errno::ENODEV),
-            Some(Change::DeleteNeighbour(_) | Change::DeleteFdb(_)) => {
+            Some(Change::DeleteNeighbour(_) | Change::DeleteFdb(_) | Change::DeleteProxy(_)) => {
                 refusal.is(Errno::ENOENT) || refusal.is(Errno::ENODEV)
             }
             Some(Change::AddAddress(address)) => refusal.is(Errno::EEXIST) && self.has_address(address),

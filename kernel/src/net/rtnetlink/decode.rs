@@ -17,8 +17,8 @@ use netlink_packet_route::route::{
 };
 
 use crate::net::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, Passing, Route, RouteKey, RouteKind, Vni,
-    Vxlan,
+    Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, Passing, Proxy, Route, RouteKey, RouteKind,
+    Vni, Vxlan,
 };
 
 /// Link names by the kernel's numbers.
@@ -304,6 +304,20 @@ pub(super) fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<See
     })
 }
 
+/// An address that a link answers for.
+pub(super) fn proxy(message: &NeighbourMessage, names: &Names) -> Option<Proxy> {
+    if !message.header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let link = names.get(&message.header.ifindex)?.clone();
+    let (_, Some(IpAddr::V6(addr))) = mac_and_destination(message) else { return None };
+    let protocol = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Protocol(protocol) => Some(u8::from(*protocol)),
+        _ => None,
+    });
+    Some(Proxy { link, addr, protocol: protocol.unwrap_or(0) })
+}
+
 /// An FDB entry of a VXLAN link: one that is modelled, or one of a MAC that now has none that is.
 pub(super) enum SeenFdb {
     Plain(FdbEntry),
@@ -411,6 +425,10 @@ mod tests {
         Neighbour { link: name("weft.1"), addr, mac: Mac([0x4e, 0x11, 0, 0, 0, 7]), permanent: true }
     }
 
+    fn a_proxy() -> Proxy {
+        Proxy { link: name("weft.1"), addr: "fd00:42:7::9".parse().unwrap(), protocol: 87 }
+    }
+
     fn an_entry() -> FdbEntry {
         let dst = "2001:db8::7".parse().unwrap();
         FdbEntry { link: name("weft.1"), mac: Mac([0x4e, 0x11, 0, 0, 0, 7]), dst, permanent: true }
@@ -432,6 +450,7 @@ mod tests {
             encode::replace_route(&a_route(), Some(7)),
             encode::replace_neighbour(&a_neighbour(), 7),
             encode::replace_fdb(&an_entry(), 7),
+            encode::add_proxy(&a_proxy(), 7),
         ]
     }
 
@@ -458,6 +477,7 @@ mod tests {
                     if let Some(SeenNeighbour::Usable(neighbour)) = neighbour(&m, &names) {
                         said.push(format!("{neighbour:?}"));
                     }
+                    said.extend(proxy(&m, &names).map(|proxy| proxy.to_string()));
                     if let Some(SeenFdb::Plain(entry)) = fdb(&m, &link_name) {
                         said.push(format!("{entry:?}"));
                     }
@@ -477,6 +497,7 @@ mod tests {
             format!("{:?}", a_route()),
             format!("{:?}", a_neighbour()),
             format!("{:?}", an_entry()),
+            a_proxy().to_string(),
         ];
         assert_eq!(said, expected);
     }
@@ -484,7 +505,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(
-            which in 0usize..5,
+            which in 0usize..6,
             wrong in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
             cut in any::<prop::sample::Index>(),
             noise in prop::collection::vec(any::<u8>(), 0..80),

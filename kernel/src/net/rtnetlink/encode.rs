@@ -22,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::net::{Address, FdbEntry, Link, LinkName, LinkPatch, Neighbour, Route, RouteKind, Vxlan};
+use crate::net::{Address, FdbEntry, Link, LinkName, LinkPatch, Neighbour, Proxy, Route, RouteKind, Vxlan};
 
 pub(super) const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
@@ -54,6 +54,14 @@ pub(super) fn list_routes(family: AddressFamily) -> RouteNetlinkMessage {
 pub(super) fn list_neighbours(family: AddressFamily) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// Without the flag, proxy entries are not listed (net/core/neighbour.c, `neigh_dump_info`).
+pub(super) fn list_proxies() -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.flags = NeighbourFlags::Proxy;
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
@@ -248,6 +256,25 @@ fn neighbour(neighbour: &Neighbour, link: u32) -> NeighbourMessage {
     message.header.family = family(neighbour.addr);
     message.header.ifindex = link;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(neighbour.addr)));
+    message
+}
+
+pub(super) fn add_proxy(proxy: &Proxy, link: u32) -> RouteNetlinkMessage {
+    let mut message = self::proxy(proxy, link);
+    message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(proxy.protocol)));
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+pub(super) fn delete_proxy(proxy: &Proxy, link: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelNeighbour(self::proxy(proxy, link))
+}
+
+fn proxy(proxy: &Proxy, link: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.ifindex = link;
+    message.header.flags = NeighbourFlags::Proxy;
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(proxy.addr)));
     message
 }
 

@@ -102,6 +102,11 @@ fn try_observe(socket: &mut Socket) -> Result<(State, bool), NetError> {
         }));
     }
 
+    state.proxies.extend(list(socket, "proxy entries", &encode::list_proxies(), |message| match message {
+        RouteNetlinkMessage::NewNeighbour(message) => decode::proxy(&message, &names),
+        _ => None,
+    })?);
+
     for (index, name) in vxlans {
         let listed = list(socket, "FDB entries", &encode::list_fdb(index), |message| match message {
             RouteNetlinkMessage::NewNeighbour(message) => decode::fdb(&message, &name),
