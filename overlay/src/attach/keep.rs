@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use weft_kernel::net::{Address, Change, Link, LinkKind, LinkName, LinkPatch, State};
 
 use super::records::Record;
+use super::sharing;
 use super::site::{Site, bridge_address};
 use super::wiring::{HostSide, host_side};
 
@@ -36,6 +37,7 @@ pub fn keep(site: Option<&Site>, records: &[Record], observed: &State) -> Keepin
             heal(&side, observed, &mut keeping.changes);
         }
     }
+    keeping.changes.extend(sharing::answers(site, records, observed));
     keeping
 }
 

@@ -1,12 +1,14 @@
 //! A pod's network: an address of the host's subnet and the wire to reach it by.
 //!
 //! [`range`] says which addresses there are, [`records`] who has which (on disk), [`site`] what the
-//! host offers, [`wiring`] what a wire consists of, [`keep`] how the daemon keeps it; this file makes wires and takes them back.
+//! host offers, [`wiring`] what a wire consists of, [`keep`] how the daemon keeps
+//! it, [`sharing`] what links of others need to know of it; this file makes wires and takes them back.
 //! All of it blocks: a CNI plugin is a process per call, and the node agent calls it on a thread.
 
 pub mod keep;
 pub mod range;
 pub mod records;
+pub mod sharing;
 pub mod site;
 pub mod wiring;
 

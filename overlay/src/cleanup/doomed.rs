@@ -1,5 +1,7 @@
 //! What of the kernel's network one weft network has made. Pure.
 
+use std::net::IpAddr;
+
 use weft_kernel::net::{Change, Link, Route, State};
 
 use super::trail::{Trail, is_weft};
@@ -31,6 +33,12 @@ pub(super) fn doomed(trail: &Trail, observed: &State) -> Doomed {
         } else if trail.ranges.is_empty() {
             let why = "no config is known any more that says whose it is";
             doomed.left.push(format!("route {route}: there are several weft networks here and {why}"));
+        }
+    }
+    for proxy in &observed.proxies {
+        let inside = trail.ranges.iter().any(|range| range.contains(IpAddr::V6(proxy.addr)));
+        if proxy.protocol == ROUTE_PROTOCOL && (inside || trail.is_last) {
+            doomed.changes.push(Change::DeleteProxy(proxy.clone()));
         }
     }
     let ours = observed.links.values().filter(|link: &&Link| trail.owns(link));

@@ -127,6 +127,7 @@ fn network(trail: &Trail, report: &mut Report) {
             report.removed.push(match change {
                 Change::DeleteLink(name) => format!("link {name}"),
                 Change::DeleteRoute(route) => format!("route {route}"),
+                Change::DeleteProxy(proxy) => format!("proxy entry {proxy}"),
                 other => other.to_string(),
             });
         }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use ipnetwork::IpNetwork;
-use weft_kernel::net::{Route, RouteKey, RouteKind, State};
+use weft_kernel::net::{Change, Proxy, Route, RouteKey, RouteKind, State};
 use weft_kernel::netns::{NetNs, run_in};
 
 use super::*;
@@ -70,6 +70,16 @@ fn whose_a_route_is() {
         assert!(doomed.changes.contains(&Change::DeleteLink(name("weft.1"))), "{case}");
         assert!(!doomed.changes.contains(&Change::DeleteLink(name("weft.2"))), "{case}");
     }
+}
+
+#[test]
+fn answers_for_pods_end_and_others_stay() {
+    let proxy = |addr: &str, protocol| Proxy { link: name("docker0"), addr: addr.parse().unwrap(), protocol };
+    let (ours, others) = (proxy("fd00:42:0:7::9", 87), [proxy("fd00:42:0:7::8", 0), proxy("fd43::9", 87)]);
+    let proxies = others.iter().chain([&ours]).cloned().collect();
+    let trail = Trail { ranges: [net("fd00:42::/40")].into(), ..Trail::default() };
+    let doomed = doomed(&trail, &State { proxies, ..State::default() });
+    assert_eq!(doomed.changes, [Change::DeleteProxy(ours)]);
 }
 
 #[test]

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
-use weft_kernel::net::State;
+use weft_kernel::net::{LinkName, State};
 
 use crate::attach::range::{BadRange, Range};
+use crate::attach::sharing;
 use crate::attach::site::{Mode, Site};
 use crate::config::NetworkConfig;
 use crate::model::{Me, Model, Peer, Subnet};
@@ -72,21 +73,9 @@ pub(super) fn site(options: &Options, subnet: Subnet, pod_mtu: u32) -> (Site, Ve
     (Site { network: network.to_owned(), subnets, ranges, mtu: pod_mtu, mode: options.attach, bridge }, bad)
 }
 
-/// Links of others that have an address out of our subnet: a Docker bridge, or another CNI
-/// plugin's, that shares it. Whoever is on them looks for our pods' addresses there, so this host
-/// must answer for them.
-pub(super) fn sharing_links(subnet: Subnet, observed: &State) -> BTreeSet<String> {
-    let shares = |network: &IpNetwork| {
-        subnet.networks().any(|ours| ours.is_ipv4() == network.is_ipv4() && ours.contains(network.ip()))
-    };
-    let single = |network: &IpNetwork| network.prefix() == if network.is_ipv4() { 32 } else { 128 };
-    let foreign = |link: &weft_kernel::net::LinkName| {
-        let alias = observed.links.get(link).and_then(|link| link.alias.as_deref());
-        !alias.is_some_and(|alias| alias.starts_with("weft:"))
-    };
-    let sharing =
-        observed.addresses.iter().filter(|address| shares(&address.network) && !single(&address.network));
-    sharing.filter(|address| foreign(&address.link)).map(|address| address.link.to_string()).collect()
+/// Links of others that share our subnet.
+pub(super) fn sharing_links(subnet: Subnet, observed: &State) -> BTreeSet<LinkName> {
+    sharing::links(&subnet.networks().collect::<Vec<_>>(), observed)
 }
 
 #[cfg(test)]
