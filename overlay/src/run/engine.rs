@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use weft_daemon::health::Health;
-use weft_kernel::net::{Failure, LinkName, State};
+use weft_kernel::net::{Change, Failure, LinkName, State};
 use weft_kernel::nft;
 use weft_kernel::tun::{Framing, Tun};
 
@@ -186,7 +186,11 @@ impl Engine {
         done.step("settings", self.make_settings(&model, &desired, &observed));
         done.step("tunnel", self.run_tunnel(&model, &desired));
         let observed = self.kernel.observe(false).await?;
-        let comparison = diff(&desired.kernel, &observed, &desired.scope);
+        let mut comparison = diff(&desired.kernel, &observed, &desired.scope);
+        if known.registry.is_none() {
+            // The cache may be older than what the kernel holds: it adds, it does not take away.
+            comparison.changes.retain(|change| !takes_away(change));
+        }
         // The plan is the one of the last pass, and still there is something to do: somebody else did it.
         let drifted = self.plans.borrow().as_deref().is_some_and(|last| last.kernel == desired.kernel);
         if drifted {
@@ -621,6 +625,27 @@ impl Engine {
     }
 }
 
+/// Whether something is gone after it that was there before.
+fn takes_away(change: &Change) -> bool {
+    match change {
+        Change::DeleteLink(_)
+        | Change::DeleteAddress(_)
+        | Change::DeleteRoute(_)
+        | Change::DeleteNeighbour(_)
+        | Change::DeleteFdb(_)
+        | Change::DeleteProxy(_) => true,
+        Change::AddLink(_)
+        | Change::AddVethPair { .. }
+        | Change::RenameLink { .. }
+        | Change::SetLink(..)
+        | Change::AddAddress(_)
+        | Change::ReplaceRoute(_)
+        | Change::ReplaceNeighbour(_)
+        | Change::ReplaceFdb(_)
+        | Change::AddProxy(_) => false,
+    }
+}
+
 /// What the filter's plan must know of this host beside the model.
 fn surroundings(
     model: &Model,
@@ -642,7 +667,9 @@ fn surroundings(
             around.tunnels.push(tunnel);
         }
     }
-    around.tunnel_links = desired.kernel.links.keys().cloned().collect();
+    // Not the TUN: the daemon checks what it writes there, and its own ICMP errors come from this host.
+    let tun = desired.udp.as_ref().map(|udp| &udp.link);
+    around.tunnel_links = desired.kernel.links.keys().filter(|link| Some(*link) != tun).cloned().collect();
     match site {
         Some(site) if site.mode == Mode::Bridge => {
             let bridge = site.bridge.as_deref().and_then(|name| name.parse().ok());
