@@ -56,7 +56,8 @@ pub struct Mark {
 pub struct Surroundings {
     /// The tunnels that end on this host.
     pub tunnels: Vec<Tunnel>,
-    /// The links on which packets come out of those tunnels (`weft.1`, the TUN of udp).
+    /// The links on which packets come out of the kernel's tunnels (`weft.1`). Not the TUN of udp: what
+    /// comes out there the daemon has checked, or has written itself.
     pub tunnel_links: BTreeSet<LinkName>,
     /// The links that pods' packets come by, with what their sources may be: a pod's own addresses
     /// on its veth, the whole subnet on a bridge.

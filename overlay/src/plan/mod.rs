@@ -85,6 +85,7 @@ pub fn plan(model: &Model) -> Desired {
     let reached = ways(model, &mut desired);
     let devices = Devices::make(model, &desired.ways, &mut desired.kernel);
     addresses(model, &devices, &mut desired.kernel);
+    unleased(model, &devices, &mut desired.kernel);
     for way in &reached {
         entries(model, &devices, way, &mut desired);
     }
@@ -216,6 +217,19 @@ fn addresses(model: &Model, devices: &Devices, kernel: &mut State) {
             kernel.routes.insert(route.key.clone(), route);
         }
     }
+}
+
+/// With udp as the backend the whole network leads into the TUN, as flannel has it: the tunnel
+/// answers for what nobody leases. Else such packets would take the default route into the underlay.
+fn unleased(model: &Model, devices: &Devices, kernel: &mut State) {
+    let Backend::Udp { .. } = model.config.backend else { return };
+    let Some((name, carried)) = &devices.tun else { return };
+    let Some(link) = kernel.links.get(name) else { return };
+    let v4 = model.config.v4.map(|pool| IpNetwork::from(pool.network));
+    let v6 = model.config.v6.map(|pool| IpNetwork::from(pool.network));
+    let networks = v4.into_iter().chain(v6).filter(|network| carried.contains(&Family::of(network.ip())));
+    let routes: Vec<Route> = networks.map(|network| udp::route(link, network, link.mtu)).collect();
+    kernel.routes.extend(routes.into_iter().map(|route| (route.key.clone(), route)));
 }
 
 /// One peer's routes, neighbours and FDB entries, and where to probe it.

@@ -56,9 +56,7 @@ fn udp_over_ipv6_only() {
     model.config.v4 = None;
     model.me.public_v4 = None;
     model.me.subnet = model.me.subnet.map(|subnet| weft_overlay::model::Subnet { v4: None, ..subnet });
-    let mut around = around(&model);
-    around.tunnel_links.insert("weft-udp".parse().unwrap());
-    golden("udp-ipv6", &model, &around);
+    golden("udp-ipv6", &model, &around(&model));
 }
 
 #[test]
