@@ -40,6 +40,7 @@ use weft_store::{Store, StoreError};
 use crate::attach::records::Records;
 use crate::cache::Cache;
 use crate::doctor::responder;
+use crate::firewall::Drops;
 use crate::identity::{self, IdentityError};
 use crate::key::Prefix;
 use crate::lease::{Leasing, Times};
@@ -151,6 +152,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let numbers = Numbers::new(&daemon.metrics);
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
     tokio::spawn(responder::follow(planned.clone()));
+    count_drops(&daemon.metrics, &numbers, options.network.as_str());
     let started = Instant::now();
     let (wake, wakes) = watch::channel(Some(started + STORE_GRACE));
     fire_at(wakes, &trigger);
@@ -216,6 +218,19 @@ fn count_links(
         let Ok(stats) = net.link_stats_blocking() else { return };
         for (name, stats) in stats.iter().filter(|(name, _)| desired.kernel.links.contains_key(name)) {
             numbers.link(name.as_str(), stats);
+        }
+    });
+}
+
+/// So are the packets that anti-spoofing dropped, by nftables.
+fn count_drops(metrics: &Metrics, numbers: &Numbers, network: &str) {
+    let Ok(table) = crate::firewall::table_key(network) else { return };
+    let numbers = numbers.clone();
+    metrics.before_scrape(move || {
+        // There may be no table yet, or somebody deleted it just now.
+        let Ok(readings) = nft::Nft::open().map(|mut nft| nft.counters(&table)) else { return };
+        if let Ok(readings) = readings {
+            numbers.dropped(Drops::from_counters(&readings));
         }
     });
 }

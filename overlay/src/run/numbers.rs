@@ -4,6 +4,7 @@ use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
 use weft_kernel::net::{Change, LinkStats, State};
 
 use super::status::Status;
+use crate::firewall::Drops;
 use crate::lease::LeaseState;
 use crate::plan::Desired;
 
@@ -23,6 +24,7 @@ pub(super) struct Numbers {
     link_bytes: Family<Counter, 2>,
     link_packets: Family<Counter, 2>,
     link_drops: Family<Counter, 2>,
+    dropped: Family<Counter, 1>,
     tunnel: Family<Counter, 1>,
     tunnel_peers: Family<Counter, 3>,
 }
@@ -78,6 +80,11 @@ impl Numbers {
                 "weft_overlay_link_drops_total",
                 "Packets that the tunnel's links dropped.",
                 ["link", "direction"],
+            ),
+            dropped: metrics.counters(
+                "weft_overlay_dropped_total",
+                "Packets dropped because their source cannot be true, by the check that found out.",
+                ["check"],
             ),
             tunnel: metrics.counters(
                 "weft_overlay_udp_total",
@@ -168,6 +175,14 @@ impl Numbers {
         self.probe_asked.retain(|[subnet, _]| known(subnet));
         self.probe_lost.retain(|[subnet, _]| known(subnet));
         self.tunnel_peers.retain(|[subnet, _, _]| known(subnet));
+    }
+
+    /// What the anti-spoofing checks of nftables have dropped since the table was made.
+    pub(super) fn dropped(&self, drops: Drops) {
+        let Drops { tunnel, pod, outside, plain } = drops;
+        for (check, packets) in [("tunnel", tunnel), ("pod", pod), ("outside", outside), ("plain", plain)] {
+            self.dropped.with([check]).mirror(packets);
+        }
     }
 
     pub(super) fn link(&self, name: &str, stats: &LinkStats) {
