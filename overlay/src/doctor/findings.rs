@@ -66,7 +66,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         found.add::<&str>(
             Severity::Warning,
             format!("could not look at {what}"),
-            "run this as root on the host",
+            "run this as root; --ask-etcd looks at etcd itself",
             &[],
         );
     }

@@ -113,6 +113,7 @@ fn look(
         facts.leases = registry.leases().map(|(subnet, entry)| (*subnet, entry.addresses())).collect();
         facts.model = model(network, status.as_ref(), registry, site.as_ref(), &observed);
     }
+    unlisted(status.as_ref(), &mut facts);
     kernel::look(&mut facts);
     if let Some(model) = &facts.model {
         let mut around = Surroundings::new(&model.config.backend);
@@ -125,6 +126,17 @@ fn look(
         hosts::look(&model, &observed, &mut facts);
     }
     facts
+}
+
+/// What the daemon keeps on disk is a little behind what it knows.
+fn unlisted(status: Option<&Status>, facts: &mut Facts) {
+    let Some(model) = &facts.model else { return };
+    let peers = status.into_iter().flat_map(|status| &status.peers).filter(|peer| peer.state != "skipped");
+    for peer in peers {
+        if peer.subnet.parse().is_ok_and(|subnet: Subnet| !model.peers.contains_key(&subnet)) {
+            facts.unseen.push(format!("the host with {}: the cache does not tell of it yet", peer.subnet));
+        }
+    }
 }
 
 /// The model that this host's daemon would plan from, with every peer that has a lease.
