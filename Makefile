@@ -17,7 +17,7 @@ test: setup lint unit netns   ## everything that decides right or wrong
 
 lint:               ## formatting, and clippy with warnings as errors
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 
 unit:               ## unit and property tests, store against real etcd
 	cargo test --workspace --exclude weft --locked
@@ -25,8 +25,8 @@ unit:               ## unit and property tests, store against real etcd
 netns:              ## stories on real kernels: namespaces as hosts, real etcd
 	cargo test -p weft --locked
 
-soak: setup         ## long: 10 GB hashed through each backend, hours of faults cut to a bounded run
-	cargo test -p weft --release --locked --features soak -- --test-threads=1
+soak: setup         ## long: 10 GB hashed through each backend, ten minutes of random faults
+	cargo test -p weft --release --locked --features soak --test soak -- --test-threads=1 --nocapture
 
 bench: build        ## measure the paths; writes $(REPORT)/overlay.json and .svg
 	mkdir -p $(REPORT)
