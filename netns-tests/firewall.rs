@@ -10,8 +10,9 @@ use weft_lab::{Host, Lab, LabError, Pod, within};
 const SOON: Duration = Duration::from_secs(30);
 /// Drift of nftables is healed by its events.
 const HEALED: Duration = Duration::from_secs(1);
-/// Legacy iptables tells nobody of changes: the timer finds them, here each second.
-const FOUND: Duration = Duration::from_secs(3);
+/// Legacy iptables tells nobody of changes: the slow timer finds them, which takes longer the longer a
+/// look takes on this machine.
+const FOUND: Duration = SOON;
 
 const DUAL_STACK: &str =
     r#"{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
