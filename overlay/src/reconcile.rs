@@ -37,6 +37,7 @@ pub struct Reconciler<N> {
     settled: Option<Arc<Desired>>,
     troubles: BTreeMap<Subject, Trouble>,
     conflicts: BTreeSet<String>,
+    adding_only: bool,
     heals: BTreeMap<Kind, u64>,
 }
 
@@ -120,6 +121,7 @@ impl<N: Net> Reconciler<N> {
             settled: None,
             troubles: BTreeMap::new(),
             conflicts: BTreeSet::new(),
+            adding_only: false,
             heals: BTreeMap::new(),
         }
     }
@@ -127,6 +129,12 @@ impl<N: Net> Reconciler<N> {
     /// The namespace itself.
     pub fn net(&self) -> &N {
         &self.net
+    }
+
+    /// From now on plans only add (`true`), or also take away what they do not want (`false`, as at
+    /// first): for plans that may be older than what the kernel holds.
+    pub fn add_only(&mut self, adding_only: bool) {
+        self.adding_only = adding_only;
     }
 
     /// Drift that was mended since the start, by kind.
@@ -204,7 +212,10 @@ impl<N: Net> Reconciler<N> {
     /// When the kernel cannot be asked. What it refuses is in the report.
     pub async fn reconcile(&mut self, desired: &Arc<Desired>, now: Instant) -> Result<Report, NetError> {
         let state = self.observe().await?;
-        let found = diff(&desired.kernel, state, &desired.scope);
+        let mut found = diff(&desired.kernel, state, &desired.scope);
+        if self.adding_only {
+            found.changes.retain(|change| !takes_away(change));
+        }
         let (changes, waiting) = self.without_those_that_wait(found.changes, now);
         let failures = self.apply(&changes).await;
 
@@ -415,5 +426,26 @@ fn link_of(change: &Change) -> Option<&LinkName> {
         Change::ReplaceNeighbour(neighbour) | Change::DeleteNeighbour(neighbour) => Some(&neighbour.link),
         Change::AddProxy(proxy) | Change::DeleteProxy(proxy) => Some(&proxy.link),
         Change::ReplaceFdb(entry) | Change::DeleteFdb(entry) => Some(&entry.link),
+    }
+}
+
+/// Whether something is gone after it that was there before.
+fn takes_away(change: &Change) -> bool {
+    match change {
+        Change::DeleteLink(_)
+        | Change::DeleteAddress(_)
+        | Change::DeleteRoute(_)
+        | Change::DeleteNeighbour(_)
+        | Change::DeleteFdb(_)
+        | Change::DeleteProxy(_) => true,
+        Change::AddLink(_)
+        | Change::AddVethPair { .. }
+        | Change::RenameLink { .. }
+        | Change::SetLink(..)
+        | Change::AddAddress(_)
+        | Change::ReplaceRoute(_)
+        | Change::ReplaceNeighbour(_)
+        | Change::ReplaceFdb(_)
+        | Change::AddProxy(_) => false,
     }
 }

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use weft_daemon::health::Health;
-use weft_kernel::net::{Change, Failure, LinkName, State};
+use weft_kernel::net::{Failure, LinkName, State};
 use weft_kernel::nft;
 use weft_kernel::tun::{Framing, Tun};
 
@@ -28,7 +28,7 @@ use crate::attach::records::{Record, Records};
 use crate::attach::site::{Mode, Site};
 use crate::backend;
 use crate::config::{LiveChange, NetworkConfig, live_change};
-use crate::diff::{Conflict, diff};
+use crate::diff::Conflict;
 use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
 use crate::lease::{Intent, LeaseState, Leasing, Wish};
 use crate::membership::{Evidence, Listing, Membership, Verdict};
@@ -38,6 +38,7 @@ use weft_store::Store;
 
 use crate::plan::{Desired, End, Scope, Sysctl, Transport, keep_router_advertisements, plan};
 use crate::probe::{Outcomes, Target};
+use crate::reconcile::Report;
 use crate::registry::{Known, Registry};
 use crate::settings::Settings;
 use crate::takeover;
@@ -180,31 +181,24 @@ impl Engine {
         let listing = Listing::of(&registry, &me, &config);
         let members = self.members(&listing, &known);
         let model = assemble::model(&self.options, me, &config, members.peers.clone());
-        let desired = plan(&model);
+        let desired = Arc::new(plan(&model));
         self.set_probes(&desired, &members);
 
         done.step("settings", self.make_settings(&model, &desired, &observed));
         done.step("tunnel", self.run_tunnel(&model, &desired));
-        let observed = self.kernel.observe(false).await?;
-        let mut comparison = diff(&desired.kernel, &observed, &desired.scope);
-        if known.registry.is_none() {
-            // The cache may be older than what the kernel holds: it adds, it does not take away.
-            comparison.changes.retain(|change| !takes_away(change));
-        }
-        // The plan is the one of the last pass, and still there is something to do: somebody else did it.
+        // The cache may be older than what the kernel holds: it adds, it does not take away.
+        let report = self.kernel.reconcile(&desired, known.registry.is_none()).await?;
+        done.reconciled(&report);
+        self.tell_kernel(&report.conflicts, &report.failures);
+        self.wake.send_replace([members.wake, report.retry].into_iter().flatten().min());
+        // The plan is the one of the last pass, and still a wire lacks something: somebody else did it.
         let drifted = self.plans.borrow().as_deref().is_some_and(|last| last.kernel == desired.kernel);
-        if drifted {
-            self.numbers.healed(&comparison.changes);
-        }
-        let failures = self.kernel.apply(&comparison.changes).await;
-        done.changes(comparison.changes.len(), &failures);
-        self.tell_kernel(&comparison.conflicts, &failures);
 
         let (site, records) = self.offer(&model, &desired, &lease);
         let keeping = self.keep_pods(site.as_ref(), &records).await?;
         done.changes(keeping.0.changes.len(), &keeping.1);
         if drifted {
-            self.numbers.healed(&keeping.0.changes);
+            self.numbers.healed_pods(keeping.0.changes.len());
         }
         let observed = self.kernel.observe(false).await?;
         done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
@@ -214,6 +208,7 @@ impl Engine {
             done.failed.push(format!("files: {error}"));
         }
         self.tell_peers(&listing.unusable, &desired, &lease);
+        self.numbers.healed_kernel(self.kernel.heals());
         self.numbers.state(&desired, &observed);
         self.numbers.lease(&lease);
         self.numbers.store(known.disconnected.is_none() && known.registry.is_some(), registry.revision().0);
@@ -222,7 +217,7 @@ impl Engine {
         let status = status::of(&model, &desired, &listing, &members, &probes, counters.as_ref());
         self.numbers.status(&status);
         self.status.send_replace(Arc::new(status));
-        self.plans.send_replace(Some(Arc::new(desired)));
+        self.plans.send_replace(Some(desired));
         done.end()
     }
 
@@ -427,7 +422,6 @@ impl Engine {
                 info!(%subnet, %standing, "peer");
             }
         }
-        self.wake.send_replace(verdict.wake);
         self.verdict = verdict.clone();
         verdict
     }
@@ -625,27 +619,6 @@ impl Engine {
     }
 }
 
-/// Whether something is gone after it that was there before.
-fn takes_away(change: &Change) -> bool {
-    match change {
-        Change::DeleteLink(_)
-        | Change::DeleteAddress(_)
-        | Change::DeleteRoute(_)
-        | Change::DeleteNeighbour(_)
-        | Change::DeleteFdb(_)
-        | Change::DeleteProxy(_) => true,
-        Change::AddLink(_)
-        | Change::AddVethPair { .. }
-        | Change::RenameLink { .. }
-        | Change::SetLink(..)
-        | Change::AddAddress(_)
-        | Change::ReplaceRoute(_)
-        | Change::ReplaceNeighbour(_)
-        | Change::ReplaceFdb(_)
-        | Change::AddProxy(_) => false,
-    }
-}
-
 /// What the filter's plan must know of this host beside the model.
 fn surroundings(
     model: &Model,
@@ -708,6 +681,12 @@ impl Done {
     fn changes(&mut self, tried: usize, failures: &[Failure]) {
         self.changes += tried.saturating_sub(failures.len());
         self.failed.extend(failures.iter().take(8).map(Failure::to_string));
+    }
+
+    fn reconciled(&mut self, report: &Report) {
+        self.changes += report.applied.len();
+        // Refused changes have a time of their own to be tried again; the pass itself went well.
+        self.failed.extend(report.failures.iter().take(8).map(Failure::to_string));
     }
 
     fn count(&mut self, (tried, failures): (usize, Vec<Failure>)) {

@@ -1,27 +1,27 @@
-//! The host's network as the daemon believes it to be: one list, then the kernel's events, and a
-//! fresh list whenever an event leaves a doubt.
+//! The kernel's events, brought to the reconciler that holds the host's network to its plan.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::StreamExt as _;
 use weft_daemon::reconcile::Trigger;
-use weft_kernel::net::{Absorbed, Change, Event, Failure, LinkName, Mac, Net, NetError, Rtnetlink, State};
+use weft_kernel::net::{Change, Event, Failure, LinkName, Mac, Net, NetError, Rtnetlink, State};
 
-use crate::believe;
+use crate::plan::Desired;
+use crate::reconcile::{Kind, Reconciler, Report};
 
 /// This network namespace, watched.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    net: Rtnetlink,
-    believed: Option<State>,
+    reconciler: Reconciler<Rtnetlink>,
     pending: Arc<Mutex<Vec<Event>>>,
 }
 
 impl Kernel {
-    /// Subscribes first, so that nothing falls between the list and the events. Every event fires
-    /// the trigger.
+    /// Subscribes first, so that nothing falls between the list and the events. Every event that
+    /// may matter fires the trigger.
     pub(super) fn watch(trigger: &Trigger) -> Result<Self, NetError> {
         let net = Rtnetlink::open()?;
         let mut events = net.events()?;
@@ -38,43 +38,50 @@ impl Kernel {
             }
             tracing::error!("the kernel's events have ended; drift is found by the slow timer only");
         });
-        Ok(Self { net, believed: None, pending })
+        Ok(Self { reconciler: Reconciler::new(net), pending })
     }
 
-    /// The links' counters and other things that are asked for directly.
+    /// The namespace, for what is asked of it directly.
     pub(super) fn net(&self) -> &Rtnetlink {
-        &self.net
+        self.reconciler.net()
+    }
+
+    /// Drift that was mended since the start, by kind.
+    pub(super) fn heals(&self) -> &BTreeMap<Kind, u64> {
+        self.reconciler.heals()
     }
 
     /// What the host's network is now. `fresh` asks the kernel, whatever the events said.
     pub(super) async fn observe(&mut self, fresh: bool) -> Result<State, NetError> {
-        let events = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(state) = self.believed.as_mut().filter(|_| !fresh) {
-            let doubts = events.iter().filter(|event| state.absorb(event) == Absorbed::ObserveAgain).count();
-            if doubts == 0 {
-                return Ok(state.clone());
-            }
+        self.follow();
+        if fresh {
+            self.reconciler.doubt();
         }
-        self.believed = None;
-        let state = self.net.observe().await?;
-        self.believed = Some(state.clone());
-        Ok(state)
+        Ok(self.reconciler.observe().await?.clone())
     }
 
-    /// Applies the changes; what was refused comes back. What was done is believed at once: its
-    /// events only confirm it.
+    /// Makes the network hold what is desired, as far as it can be done now; `add_only`: nothing is
+    /// taken away.
+    pub(super) async fn reconcile(
+        &mut self,
+        desired: &Arc<Desired>,
+        add_only: bool,
+    ) -> Result<Report, NetError> {
+        self.follow();
+        self.reconciler.add_only(add_only);
+        self.reconciler.reconcile(desired, Instant::now()).await
+    }
+
+    /// Applies changes that are not the plan's; what was refused comes back.
     pub(super) async fn apply(&mut self, changes: &[Change]) -> Vec<Failure> {
-        if changes.is_empty() {
-            return Vec::new();
+        self.reconciler.apply(changes).await
+    }
+
+    fn follow(&mut self) {
+        let events = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        for event in &events {
+            self.reconciler.absorb(event);
         }
-        let failures = self.net.apply(changes).await;
-        if let Some(state) = &mut self.believed {
-            let failed = |index: usize| failures.iter().any(|failure| failure.index == index);
-            for (_, change) in changes.iter().enumerate().filter(|(index, _)| !failed(*index)) {
-                believe::apply(state, change);
-            }
-        }
-        failures
     }
 }
 

@@ -1,12 +1,15 @@
 //! The overlay's metrics: what is leased, desired, programmed, healed, carried.
 
+use std::collections::BTreeMap;
+
 use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
-use weft_kernel::net::{Change, LinkStats, State};
+use weft_kernel::net::{LinkStats, State};
 
 use super::status::Status;
 use crate::firewall::Drops;
 use crate::lease::LeaseState;
 use crate::plan::Desired;
+use crate::reconcile::Kind;
 
 /// The handles.
 #[derive(Clone, Debug)]
@@ -99,11 +102,15 @@ impl Numbers {
         }
     }
 
-    /// Counts what is put right.
-    pub(super) fn healed(&self, changes: &[Change]) {
-        for change in changes {
-            self.heals.with([kind(change)]).inc();
+    /// What the reconciler has put right since the start.
+    pub(super) fn healed_kernel(&self, heals: &BTreeMap<Kind, u64>) {
+        for (kind, total) in heals {
+            self.heals.with([kind.to_string().as_str()]).mirror(*total);
         }
+    }
+
+    pub(super) fn healed_pods(&self, changes: usize) {
+        self.heals.with(["pod"]).add(changes as u64);
     }
 
     pub(super) fn healed_iptables(&self) {
@@ -147,7 +154,7 @@ impl Numbers {
 
     /// What each peer's probes and the userspace tunnel say.
     pub(super) fn status(&self, status: &Status) {
-        let mut states: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+        let mut states: BTreeMap<&str, usize> = BTreeMap::new();
         for peer in &status.peers {
             *states.entry(peer.state.as_str()).or_default() += 1;
             for probe in &peer.probes {
@@ -195,20 +202,5 @@ impl Numbers {
             family.with([name, "in"]).mirror(received);
             family.with([name, "out"]).mirror(sent);
         }
-    }
-}
-
-fn kind(change: &Change) -> &'static str {
-    match change {
-        Change::AddLink(_)
-        | Change::AddVethPair { .. }
-        | Change::DeleteLink(_)
-        | Change::RenameLink { .. } => "link",
-        Change::SetLink(..) => "link-setting",
-        Change::AddAddress(_) | Change::DeleteAddress(_) => "address",
-        Change::ReplaceRoute(_) | Change::DeleteRoute(_) => "route",
-        Change::ReplaceNeighbour(_) | Change::DeleteNeighbour(_) => "neighbour",
-        Change::AddProxy(_) | Change::DeleteProxy(_) => "proxy",
-        Change::ReplaceFdb(_) | Change::DeleteFdb(_) => "fdb",
     }
 }
