@@ -13,17 +13,21 @@ build: setup        ## the weft binary, optimised: target/release/weft
 demo: build         ## three hosts, real etcd, pods that reach each other, a host that dies and returns
 	./target/release/weft demo
 
-test: setup lint unit netns   ## everything that decides right or wrong
+UNIT = cargo test --workspace --exclude weft --locked --no-fail-fast
+NETNS = cargo test -p weft --locked --no-fail-fast
+
+test: setup lint    ## everything that decides right or wrong; closes with the sum
+	./scripts/sum '$(UNIT)' '$(NETNS)'
 
 lint:               ## formatting, and clippy with warnings as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 
 unit:               ## unit and property tests, store against real etcd
-	cargo test --workspace --exclude weft --locked
+	$(UNIT)
 
 netns:              ## stories on real kernels: namespaces as hosts, real etcd
-	cargo test -p weft --locked
+	$(NETNS)
 
 soak: setup         ## long: 10 GB hashed through each backend, ten minutes of random faults
 	cargo test -p weft --release --locked --features soak --test soak -- --test-threads=1 --nocapture
