@@ -5,8 +5,17 @@ use std::str::FromStr;
 
 /// A network interface's name: 1 to 15 bytes, no `/`, no white space, not `.` or `..`
 /// (`dev_valid_name` in the kernel's net/core/dev.c).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkName(String);
+///
+/// Held in place, not on the heap: every route, neighbour and FDB entry of thousands has one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkName {
+    /// UTF-8, filled up with zeros, so that names sort as text does.
+    bytes: [u8; LONGEST_NAME],
+    len: u8,
+}
+
+/// IFNAMSIZ without the zero at the end (include/uapi/linux/if.h).
+const LONGEST_NAME: usize = 15;
 
 /// Why a string is no [`LinkName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,26 +25,35 @@ pub struct BadLinkName(pub String);
 impl LinkName {
     /// The name as the kernel knows it.
     pub fn as_str(&self) -> &str {
-        &self.0
+        let name = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        std::str::from_utf8(name).expect("it was a string when it was taken")
     }
 }
 
 impl FromStr for LinkName {
     type Err = BadLinkName;
     fn from_str(raw: &str) -> Result<Self, BadLinkName> {
-        let fits = !raw.is_empty() && raw.len() <= 15;
         let clean = !raw.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0');
-        if fits && clean && raw != "." && raw != ".." {
-            Ok(Self(raw.to_owned()))
-        } else {
-            Err(BadLinkName(raw.to_owned()))
+        let mut bytes = [0; LONGEST_NAME];
+        match (bytes.get_mut(..raw.len()), u8::try_from(raw.len())) {
+            (Some(room), Ok(len)) if len > 0 && clean && raw != "." && raw != ".." => {
+                room.copy_from_slice(raw.as_bytes());
+                Ok(Self { bytes, len })
+            }
+            _ => Err(BadLinkName(raw.to_owned())),
         }
     }
 }
 
 impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LinkName({:?})", self.as_str())
     }
 }
 
@@ -132,8 +150,18 @@ mod tests {
             ("sixteen_bytes_xx", false),
         ];
         for (raw, valid) in table {
-            assert_eq!(raw.parse::<LinkName>().is_ok(), valid, "{raw:?}");
+            let name = raw.parse::<LinkName>();
+            assert_eq!(name.as_ref().ok().map(LinkName::as_str), valid.then_some(raw));
         }
+    }
+
+    #[test]
+    fn link_names_sort_as_text() {
+        let texts = ["a", "a.1", "aa", "weft-v6.1", "weft.1", "weft.10", "weft.2", "z\u{e9}"];
+        let mut names: Vec<LinkName> = texts.iter().rev().map(|text| text.parse().unwrap()).collect();
+        names.sort();
+        assert_eq!(names.iter().map(LinkName::as_str).collect::<Vec<_>>(), texts);
+        assert_eq!(format!("{:?}", names[0]), "LinkName(\"a\")");
     }
 
     #[test]
