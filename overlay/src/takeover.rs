@@ -20,7 +20,7 @@ use weft_kernel::net::{Change, Link, LinkKind, LinkName, LinkPatch, Mac, Route, 
 
 use crate::backend::vxlan;
 use crate::config::{Backend, NetworkConfig};
-use crate::model::{Family, Me, Model, NodeId, VxlanEnd};
+use crate::model::{Family, Me, NodeId, VxlanEnd};
 use crate::plan::{MAIN_TABLE, ROUTE_PROTOCOL, Role, Scope};
 
 /// What flannel's routes carry: it names no protocol, and its netlink library then says RTPROT_BOOT
@@ -65,8 +65,7 @@ pub fn remembered(published: &VxlanEnd, node: &NodeId, outer: Family) -> Option<
 
 /// Makes what is ours flannel's again, for flanneld to find: its link names, no alias, its protocol.
 /// Pods' routes and links are not touched.
-pub fn give_back(observed: &State, model: &Model) -> Vec<Change> {
-    let scope = Scope::of(model);
+pub fn give_back(observed: &State, scope: &Scope) -> Vec<Change> {
     let mut changes = Vec::new();
     for link in observed.links.values() {
         let (Some(Role::Vxlan(outer)), LinkKind::Vxlan(held)) = (scope.role(link), &link.kind) else {
@@ -159,6 +158,7 @@ mod tests {
     use crate::believe;
     use crate::diff::diff;
     use crate::fixtures::*;
+    use crate::model::Model;
     use crate::plan::{Desired, plan};
 
     /// A host as flanneld leaves it: the plan's objects under flannel's names and protocol.
@@ -217,7 +217,7 @@ mod tests {
 
             let back = applied(
                 &applied(&marked, &rest.changes),
-                &give_back(&applied(&marked, &rest.changes), &model),
+                &give_back(&applied(&marked, &rest.changes), &Scope::of(&model)),
             );
             let cleared = |mut state: State| {
                 for link in state.links.values_mut() {

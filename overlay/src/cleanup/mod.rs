@@ -3,6 +3,9 @@
 //! [`doomed`] decides what of the kernel's network is ours (pure); this file looks, removes, goes on
 //! when something fails, and tells all. The state directory goes last, and only when all else has
 //! gone: it holds what a second try needs.
+//!
+//! For flanneld to go on in place, its links and routes can be [given back](crate::takeover::give_back)
+//! first: the tunnel is then no trace of ours any more.
 
 mod doomed;
 mod trail;
@@ -19,7 +22,9 @@ use weft_kernel::nft::{Nft, TableKey, Transaction};
 
 use crate::firewall::{self, forward, programs};
 use crate::options::NetworkName;
+use crate::plan::Scope;
 use crate::settings::Settings;
+use crate::takeover;
 use doomed::{Doomed, doomed};
 use trail::Trail;
 
@@ -34,11 +39,15 @@ pub struct Traces {
     pub state_dir: PathBuf,
     /// `--subnet-file`.
     pub subnet_file: PathBuf,
+    /// The tunnel becomes flannel's again, for flanneld to go on with.
+    pub give_back_flannel: bool,
 }
 
 /// What became of the traces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// What became flannel's again.
+    pub given_back: Vec<String>,
     /// What was removed or put back, in that order.
     pub removed: Vec<String>,
     /// What looks like ours and was left, and why.
@@ -64,8 +73,15 @@ pub fn cleanup(traces: &Traces) -> Result<Report, Running> {
     let run = traces.run_dir.join(traces.network.as_str());
     // Held to the end, so that no daemon starts meanwhile.
     let _lock = refuse_if_running(traces, &run, &state)?;
-    let trail = Trail::read(traces);
+    let mut trail = Trail::read(traces);
     let mut report = Report::default();
+    if traces.give_back_flannel {
+        give_back(&mut trail, &mut report);
+        if !report.failed.is_empty() {
+            // What could not be given back would be removed, and with it every connection.
+            return Ok(report);
+        }
+    }
     // First what is offered to container runtimes, so that no pod is wired from now on.
     report.remove_dir(&run);
     network(&trail, &mut report);
@@ -100,6 +116,33 @@ fn refuse_if_running(traces: &Traces, run: &Path, state: &Path) -> Result<Option
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err(_) => Err(running(format!("{} is held", path.display()))),
+    }
+}
+
+/// VXLAN links and routes to other hosts get flannel's names and marks.
+fn give_back(trail: &mut Trail, report: &mut Report) {
+    if trail.ranges.is_empty() {
+        let why = "the cache holds no network config that says which routes to give back";
+        return report.failed.push(why.to_owned());
+    }
+    let (net, observed) =
+        match Rtnetlink::open().and_then(|net| net.observe_blocking().map(|seen| (net, seen))) {
+            Ok(found) => found,
+            Err(error) => return report.failed.push(chain(&error)),
+        };
+    let scope = Scope { network: trail.network.clone(), ranges: trail.ranges.iter().copied().collect() };
+    let changes = takeover::give_back(&observed, &scope);
+    let failures = net.apply_blocking(&changes);
+    let done = changes.iter().enumerate().filter(|(index, _)| !failures.iter().any(|f| f.index == *index));
+    report.given_back.extend(done.filter_map(|(_, change)| match change {
+        Change::RenameLink { from, to } => Some(format!("link {from} as {to}")),
+        Change::ReplaceRoute(route) => Some(format!("route {}", route.key.dst)),
+        _ => None,
+    }));
+    report.failed.extend(failures.iter().map(|failure| chain(failure)));
+    match net.observe_blocking() {
+        Ok(observed) => trail.follow(&observed),
+        Err(error) => report.failed.push(chain(&error)),
     }
 }
 

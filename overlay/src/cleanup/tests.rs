@@ -168,6 +168,7 @@ impl Host {
             run_dir: self.dir.path().join("run"),
             state_dir: self.dir.path().join("state"),
             subnet_file: self.dir.path().join("flannel/subnet.env"),
+            give_back_flannel: false,
         }
     }
 

@@ -19,6 +19,7 @@ use weft_kernel::tun::{Framing, Tun};
 use super::assemble;
 use super::files::Files;
 use super::filter::{Applied, Filter};
+use super::flannel::TakingOver;
 use super::forwarding::Forwarding;
 use super::kernel::Kernel;
 use super::numbers::Numbers;
@@ -36,7 +37,7 @@ use crate::model::{Family, Me, Model, NodeId, Subnet};
 use crate::options::Options;
 use weft_store::Store;
 
-use crate::plan::{Desired, End, Scope, Sysctl, Transport, keep_router_advertisements, plan};
+use crate::plan::{Desired, End, Sysctl, Transport, keep_router_advertisements, plan};
 use crate::probe::{Outcomes, Target};
 use crate::reconcile::Report;
 use crate::registry::{Known, Registry};
@@ -90,10 +91,10 @@ pub(super) struct Engine {
     /// The config that is in force since this start.
     pub(super) config: Option<NetworkConfig>,
     pub(super) underlay: Option<underlay::Chosen>,
-    /// flannel's leftovers were looked for.
-    pub(super) taken_over: bool,
     /// When the daemon started.
     pub(super) started: Instant,
+    /// How far taking over from flannel is.
+    pub(super) flannel: TakingOver,
     /// When the last pass asked the kernel for everything, and how long that pass took.
     pub(super) looked: Option<(Instant, Duration)>,
 }
@@ -168,8 +169,8 @@ impl Engine {
         };
         self.adopt_macs(&mut me, &registry, &lease);
         let mut done = Done::default();
-        if self.options.take_over_flannel && !self.taken_over {
-            done.count(self.take_over(&observed, &mut me, &config).await);
+        if self.options.take_over_flannel {
+            done.count(self.take_over_links(&observed, &mut me, &config).await);
         }
         self.update_intent(&me, &config, &lease);
         self.tell_lease(&lease);
@@ -201,8 +202,13 @@ impl Engine {
             self.numbers.healed_pods(keeping.0.changes.len());
         }
         let observed = self.kernel.observe(false).await?;
-        done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
-        done.step("forwarding", self.keep_forwarding(&model).await);
+        let filter = self.make_filter(&model, &desired, &observed, &records, site.as_ref());
+        let forwarding = self.keep_forwarding(&model).await;
+        if self.options.take_over_flannel && filter.is_ok() && forwarding.is_ok() {
+            done.step("flannel's rules", self.take_over_rules(&model).await);
+        }
+        done.step("firewall", filter);
+        done.step("forwarding", forwarding);
 
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));
@@ -344,31 +350,6 @@ impl Engine {
             me.adopted_mac_v4 = me.adopted_mac_v4.or(v4);
             me.adopted_mac_v6 = me.adopted_mac_v6.or(v6);
         }
-    }
-
-    async fn take_over(
-        &mut self,
-        observed: &State,
-        me: &mut Me,
-        config: &NetworkConfig,
-    ) -> (usize, Vec<Failure>) {
-        let ranges = assemble::networks(config).collect();
-        let scope = Scope { network: me.network.clone(), ranges };
-        let leftovers = takeover::take_over(observed, me, config, &scope);
-        self.taken_over = true;
-        if leftovers.changes.is_empty() {
-            info!("--take-over-flannel: flannel left nothing here");
-            return (0, Vec::new());
-        }
-        me.adopted_mac_v4 = leftovers.mac_v4;
-        me.adopted_mac_v6 = leftovers.mac_v6;
-        if let Err(error) = self.files.adopt((leftovers.mac_v4, leftovers.mac_v6)) {
-            warn!(%error, "flannel's MAC is adopted, but could not be kept for the next start");
-        }
-        for change in &leftovers.changes {
-            info!(%change, "taking over from flannel");
-        }
-        (leftovers.changes.len(), self.kernel.apply(&leftovers.changes).await)
     }
 
     /// Tells the lease driver how we are reached; it rewrites the lease if that changed.

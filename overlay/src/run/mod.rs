@@ -13,6 +13,7 @@ mod assemble;
 mod engine;
 mod files;
 mod filter;
+mod flannel;
 mod forwarding;
 mod kernel;
 mod numbers;
@@ -55,6 +56,7 @@ use crate::subnet_file::SubnetFile;
 use engine::{Engine, STORE_GRACE};
 use files::Files;
 use filter::Filter;
+use flannel::TakingOver;
 use forwarding::Forwarding;
 use kernel::Kernel;
 use numbers::Numbers;
@@ -184,8 +186,8 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         tunnel: None,
         config: None,
         underlay: None,
-        taken_over: false,
         started,
+        flannel: TakingOver::default(),
         looked: None,
         options: options.clone(),
     };

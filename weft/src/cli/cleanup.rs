@@ -19,6 +19,10 @@ use super::values::own;
 pub struct Args {
     #[command(flatten)]
     here: Here,
+    /// Give the tunnel to flanneld: its link and its routes get flannel's names and stay, so that
+    /// connections last; start flanneld afterwards
+    #[arg(long)]
+    give_back_flannel: bool,
 }
 
 /// One network on this host, as its daemon was told.
@@ -41,7 +45,7 @@ pub(super) struct Here {
 impl Here {
     pub(super) fn traces(self) -> Traces {
         let Self { network, run_dir, state_dir, subnet_file } = self;
-        Traces { network, run_dir, state_dir, subnet_file }
+        Traces { network, run_dir, state_dir, subnet_file, give_back_flannel: false }
     }
 }
 
@@ -50,9 +54,10 @@ impl Here {
 /// # Errors
 /// When the daemon runs, or something could not be removed.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
-    let traces = args.here.traces();
-    let Report { removed, left, failed } = cleanup(&traces)?;
-    let said: String = removed.iter().map(|what| format!("removed {what}\n")).collect();
+    let traces = Traces { give_back_flannel: args.give_back_flannel, ..args.here.traces() };
+    let Report { given_back, removed, left, failed } = cleanup(&traces)?;
+    let mut said: String = given_back.iter().map(|what| format!("gave back {what}\n")).collect();
+    said.extend(removed.iter().map(|what| format!("removed {what}\n")));
     print(&said)?;
     for what in &left {
         eprintln!("left {what}");
@@ -60,7 +65,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     if !failed.is_empty() {
         return Err(CliError::failed(failed.join("; ")).hint("mend that and run it again"));
     }
-    if removed.is_empty() {
+    if removed.is_empty() && given_back.is_empty() {
         eprintln!("nothing of network `{}` is on this host", traces.network);
     }
     Ok(ExitCode::SUCCESS)
