@@ -137,7 +137,9 @@ fn watch(mut echo: impl Echo, interval: Duration, shared: &Shared) {
             None if now >= due => {
                 let seq = shared.tally().report.sent;
                 let sent = echo.send(seq);
-                if let Err(broken) = shared.tally().note_sent(sent, echo.breaks()) {
+                // Not in the condition: the lock would be held in the body, and waited for there.
+                let noted = shared.tally().note_sent(sent, echo.breaks());
+                if let Err(broken) = noted {
                     shared.tally().report.broken = Some(broken);
                     return;
                 }
