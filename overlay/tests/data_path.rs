@@ -147,7 +147,7 @@ impl Case {
         let again = diff(&desired.kernel, &observed, &desired.scope).changes;
         assert_eq!(again, [], "the changes lead to the plan");
         if self.host.contains_key("give-back") {
-            section(&mut out, "give back", takeover::give_back(&observed, &model));
+            section(&mut out, "give back", takeover::give_back(&observed, &Scope::of(&model)));
         }
         out
     }

@@ -335,8 +335,10 @@ impl Engine {
 
     /// A MAC that was flannel's, which the other hosts know from our lease, stays ours.
     fn adopt_macs(&self, me: &mut Me, registry: &Registry, lease: &LeaseState) {
+        // A daemon whose files were lost knows its subnet by the store, before it has its lease again.
         let published = lease
             .subnet
+            .or_else(|| super::held(registry, &self.node))
             .and_then(|subnet| registry.owner(&subnet))
             .and_then(|entry| entry.record.as_ref())
             .filter(|record| record.node == self.node)
@@ -555,7 +557,7 @@ impl Engine {
 
     /// Our accept rules in iptables' chains. Where it is closed for good, pods still reach each other
     /// on this host, so the host is degraded and not unready.
-    async fn keep_forwarding(&mut self, model: &Model) -> Result<usize, String> {
+    pub(super) async fn keep_forwarding(&mut self, model: &Model) -> Result<usize, String> {
         let kept = self.forwarding.keep(model).await;
         match &kept {
             Ok(opened) if opened.obstacles.is_empty() => self.health.ok("forwarding"),

@@ -65,6 +65,11 @@ impl Engine {
         let removed = tokio::task::spawn_blocking(remove_rules).await;
         let removed = removed.map_err(|error| format!("removing flannel's rules: {error}"))??;
         self.flannel.rules = true;
+        if removed > 0 {
+            // flannel's accept rules may have been what let pods' packets pass.
+            self.forwarding.doubt();
+            self.keep_forwarding(model).await?;
+        }
         Ok(removed)
     }
 }
