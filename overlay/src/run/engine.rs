@@ -95,8 +95,12 @@ pub(super) struct Engine {
     pub(super) started: Instant,
     /// How far taking over from flannel is.
     pub(super) flannel: TakingOver,
+    /// When the other firewalls' FORWARD chains were looked at for the last time.
+    pub(super) forwarding_looked: Option<Instant>,
     /// When the last pass asked the kernel for everything, and how long that pass took.
     pub(super) looked: Option<(Instant, Duration)>,
+    /// How long the last pass took, without the other firewalls' programs.
+    pub(super) look_cost: Duration,
 }
 
 /// The userspace tunnel and what it was started with.
@@ -131,16 +135,21 @@ impl Engine {
             .is_none_or(|(at, took)| start.duration_since(at) >= self.options.resync.max(took * LOOK_SELDOM));
         if fresh {
             self.filter.doubt();
+        }
+        // iptables-legacy tells nobody of its changes; looking is a program or two, however many peers.
+        if self.forwarding_looked.is_none_or(|at| start.duration_since(at) >= self.options.resync) {
+            self.forwarding_looked = Some(start);
             self.forwarding.doubt();
         }
         let result = self.look_and_act(fresh).await;
         if fresh && result.is_ok() {
-            self.looked = Some((start, start.elapsed()));
+            self.looked = Some((start, self.look_cost));
         }
         result
     }
 
     async fn look_and_act(&mut self, fresh: bool) -> Result<usize, PassError> {
+        let start = Instant::now();
         let observed = self.kernel.observe(fresh).await?;
         let known = self.known.borrow_and_update().clone();
         let lease = self.lease.borrow_and_update().clone();
@@ -209,6 +218,9 @@ impl Engine {
         }
         done.step("firewall", filter);
         done.step("forwarding", forwarding);
+        done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
+        self.look_cost = start.elapsed();
+        done.step("forwarding", self.keep_forwarding(&model).await);
 
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));

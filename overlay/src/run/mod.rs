@@ -189,6 +189,8 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         started,
         flannel: TakingOver::default(),
         looked: None,
+        look_cost: Duration::ZERO,
+        forwarding_looked: None,
         options: options.clone(),
     };
     let metrics = daemon.metrics.clone();
