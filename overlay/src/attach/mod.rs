@@ -127,10 +127,12 @@ impl Attacher {
         netns: &Path,
         wanted: &[IpAddr],
     ) -> Result<Attachment, AttachError> {
-        let site = self.site()?;
+        self.site()?;
         let link = wiring::host_link(id, ifname)?;
         let pod = self.enter(netns)?;
         let lock = self.records.lock()?;
+        // Under the lock, because the daemon closes the offer and then looks who is there.
+        let site = self.site()?;
         let known = lock.find(id, ifname);
         let record = lock.allocate((id, ifname), (netns, &link), &site.ranges, wanted)?;
         // Others may allocate while we wire: the addresses are ours from here on.

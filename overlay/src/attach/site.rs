@@ -53,6 +53,15 @@ pub enum SiteError {
         /// The file.
         path: PathBuf,
     },
+    /// There is a subnet, and none of its addresses is for pods.
+    #[error(
+        "this host gives out no addresses in network {network}: it is being drained, or its --attach-range \
+         is not inside its subnet"
+    )]
+    Closed {
+        /// The network.
+        network: String,
+    },
     /// The file cannot be read or understood.
     #[error("cannot read {}", path.display())]
     Unreadable {
@@ -83,8 +92,11 @@ impl Site {
     pub fn read(run_dir: &Path, network: &str) -> Result<Self, SiteError> {
         let path = Self::path(run_dir, network);
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| SiteError::Unreadable { path, source: error.into() }),
+            Ok(text) => match serde_json::from_slice::<Self>(&text) {
+                Ok(site) if site.ranges.is_empty() => Err(SiteError::Closed { network: network.to_owned() }),
+                Ok(site) => Ok(site),
+                Err(error) => Err(SiteError::Unreadable { path, source: error.into() }),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(SiteError::Missing { network: network.to_owned(), path })
             }
