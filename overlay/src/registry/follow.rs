@@ -4,6 +4,7 @@
 //! one skips states and never holds the others up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,6 +23,14 @@ pub struct Known {
     pub wipes: u64,
     /// Why the store cannot be heard now; the registry may be out of date.
     pub disconnected: Option<String>,
+    /// Since when it cannot be heard.
+    pub silent_since: Option<Instant>,
+}
+
+impl Known {
+    fn heard(&mut self) {
+        (self.disconnected, self.silent_since) = (None, None);
+    }
 }
 
 /// A running watch. Dropped, it stops.
@@ -65,7 +74,7 @@ impl Drop for Followed {
 fn absorb(known: &mut Known, prefix: &Prefix, event: WatchEvent) -> Vec<super::Fault> {
     match event {
         WatchEvent::Snapshot(snapshot) => {
-            known.disconnected = None;
+            known.heard();
             match &mut known.registry {
                 // Entries are shared, so that making a copy for the readers costs no more than its maps.
                 Some(registry) => Arc::make_mut(registry).reset(&snapshot),
@@ -77,7 +86,7 @@ fn absorb(known: &mut Known, prefix: &Prefix, event: WatchEvent) -> Vec<super::F
             }
         }
         WatchEvent::Wiped(snapshot) => {
-            known.disconnected = None;
+            known.heard();
             known.wipes += 1;
             match &mut known.registry {
                 Some(registry) => Arc::make_mut(registry).wiped(&snapshot),
@@ -95,10 +104,11 @@ fn absorb(known: &mut Known, prefix: &Prefix, event: WatchEvent) -> Vec<super::F
         },
         WatchEvent::Disconnected { reason } => {
             known.disconnected = Some(reason);
+            known.silent_since.get_or_insert_with(Instant::now);
             Vec::new()
         }
         WatchEvent::Reconnected => {
-            known.disconnected = None;
+            known.heard();
             Vec::new()
         }
     }
