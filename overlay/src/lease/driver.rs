@@ -78,7 +78,9 @@ impl LeaseState {
     /// store has been asked, the subnet of an earlier run may still be ours.
     pub fn is_decided(&self) -> bool {
         let denied = match &self.waiting {
-            None | Some(Waiting::NoStore | Waiting::NoConfig { .. }) => self.lost.is_some(),
+            None | Some(Waiting::NoStore | Waiting::NoConfig { .. } | Waiting::Unannounced) => {
+                self.lost.is_some()
+            }
             Some(_) => true,
         };
         self.subnet.is_some() || denied

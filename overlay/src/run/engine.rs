@@ -24,6 +24,7 @@ use super::forwarding::Forwarding;
 use super::kernel::Kernel;
 use super::numbers::Numbers;
 use super::status::{self, Status};
+use crate::admin::{self, AdminError};
 use crate::attach::keep::{self, Keeping};
 use crate::attach::records::{Record, Records};
 use crate::attach::site::{Mode, Site};
@@ -31,11 +32,12 @@ use crate::backend;
 use crate::config::{LiveChange, NetworkConfig, live_change};
 use crate::diff::Conflict;
 use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
-use crate::lease::{Intent, LeaseState, Leasing, Wish};
+use crate::key::Prefix;
+use crate::lease::{Intent, LeaseState, Wish};
 use crate::membership::{Evidence, Listing, Membership, Verdict};
 use crate::model::{Family, Me, Model, NodeId, Subnet};
 use crate::options::Options;
-use weft_store::Store;
+use weft_store::{Store, Txn};
 
 use crate::plan::{Desired, End, Sysctl, Transport, keep_router_advertisements, plan};
 use crate::probe::{Outcomes, Target};
@@ -51,6 +53,9 @@ use crate::underlay::{self, Wanted};
 const LOOK_SELDOM: u32 = 300;
 /// How long the store may take to answer before a host that starts goes by its cache.
 pub(super) const STORE_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a daemon that stops tries to give its subnet back.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// Everything one daemon has in hand.
 pub(super) struct Engine {
@@ -91,6 +96,8 @@ pub(super) struct Engine {
     /// The config that is in force since this start.
     pub(super) config: Option<NetworkConfig>,
     pub(super) underlay: Option<underlay::Chosen>,
+    /// Plugins have been told that this host gives out no addresses.
+    pub(super) closed: bool,
     /// When the daemon started.
     pub(super) started: Instant,
     /// How far taking over from flannel is.
@@ -182,7 +189,9 @@ impl Engine {
             done.count(self.take_over_links(&observed, &mut me, &config).await);
         }
         self.update_intent(&me, &config, &lease);
-        self.tell_lease(&lease);
+        if lease.subnet.is_none() {
+            self.tell_lease(&lease);
+        }
         if !lease.is_decided() {
             // Whatever an earlier run left in the kernel may be right; pods live by it.
             return done.end();
@@ -225,11 +234,17 @@ impl Engine {
         if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
             done.failed.push(format!("files: {error}"));
         }
+        self.closed = done.failed.is_empty() && site.as_ref().is_some_and(|site| site.ranges.is_empty());
+        if lease.draining {
+            // Only now can no pod come any more, and the subnet be given up.
+            self.update_intent(&model.me, &config, &lease);
+        }
+        // Good news last: whoever hears them finds the files written.
+        self.tell_lease(&lease);
         self.tell_peers(&listing.unusable, &desired, &lease);
         self.numbers.healed_kernel(self.kernel.heals());
         self.numbers.state(&desired, &observed);
-        self.numbers.lease(&lease);
-        self.numbers.store(known.disconnected.is_none() && known.registry.is_some(), registry.revision().0);
+        self.numbers.programmed(&registry);
         let probes = self.outcomes.borrow().clone();
         let counters = self.tunnel.as_ref().map(|running| running.tunnel.counters());
         let status = status::of(&model, &desired, &listing, &members, &probes, counters.as_ref());
@@ -240,19 +255,44 @@ impl Engine {
     }
 
     /// The last thing a daemon does. Traffic goes on; only what was asked for is given back.
-    pub(super) async fn stop(&mut self, _store: &Store, _leasing: &Leasing) {
+    /// Nobody must hold the lease any more, or what is given back would be taken again.
+    pub(super) async fn stop(&mut self, store: &Store) {
         if let Some(running) = self.tunnel.take() {
             running.tunnel.stop();
         }
-        let (known, subnet) = (self.known.borrow().clone(), self.lease.borrow().subnet);
-        let kept = known.registry.map_or(Ok(()), |registry| self.files.remember(&registry, subnet));
+        let (known, lease) = (self.known.borrow().clone(), self.lease.borrow().clone());
+        let kept = known.registry.map_or(Ok(()), |registry| self.files.remember(&registry, lease.subnet));
         if let Err(error) = kept {
             warn!(error = %weft_daemon::log::chain(&error), "the cache for the next start is not up to date");
         }
+        if !self.options.release_on_exit {
+            return;
+        }
+        match lease.subnet {
+            Some(subnet) if lease.reserved => info!(%subnet, "a reservation is not released"),
+            Some(subnet) => match tokio::time::timeout(RELEASE, self.release(store, subnet)).await {
+                Ok(Ok(())) => info!(%subnet, "released"),
+                Ok(Err(error)) => warn!(%subnet, error = %weft_daemon::log::chain(&error), "not released"),
+                Err(_) => warn!(%subnet, "not released: etcd does not answer"),
+            },
+            None => {}
+        }
+    }
+
+    /// Gives the subnet up, and says that nobody runs here any more.
+    async fn release(&self, store: &Store, subnet: Subnet) -> Result<(), AdminError> {
+        let prefix = Prefix::new(&self.options.etcd_prefix);
+        admin::release(store, &prefix, subnet, false).await?;
+        store.commit(Txn::new().delete(prefix.live(&self.node))).await?;
+        Ok(())
     }
 
     fn tell_store(&self, known: &Known) {
         match (&known.registry, &known.disconnected) {
+            (None, Some(reason)) if self.cached.is_none() => {
+                self.health
+                    .not_ready("store", format!("etcd cannot be reached, and there is no cache: {reason}"));
+            }
             (_, Some(reason)) => {
                 self.health.degraded("store", format!("etcd cannot be reached; on what is known: {reason}"))
             }
@@ -368,7 +408,7 @@ impl Engine {
 
     /// Tells the lease driver how we are reached; it rewrites the lease if that changed.
     fn update_intent(&self, me: &Me, config: &NetworkConfig, lease: &LeaseState) {
-        let vacated = lease.draining && self.records.list().is_ok_and(|records| records.is_empty());
+        let vacated = lease.draining && self.closed && self.is_empty();
         let wish = Wish {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -384,6 +424,11 @@ impl Engine {
             held.clone_from(&next);
             changed
         });
+    }
+
+    /// No pod is attached, and none is just being attached.
+    fn is_empty(&self) -> bool {
+        self.records.lock().is_ok_and(|_lock| self.records.list().is_ok_and(|records| records.is_empty()))
     }
 
     fn tell_lease(&self, lease: &LeaseState) {

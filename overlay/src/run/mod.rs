@@ -155,6 +155,11 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
     tokio::spawn(responder::follow(planned.clone()));
     count_drops(&daemon.metrics, &numbers, options.network.as_str());
+    let (news, standing, tell) = (followed.known(), leasing.state(), numbers.clone());
+    daemon.metrics.before_scrape(move || {
+        tell.store(&news.borrow());
+        tell.lease(&standing.borrow());
+    });
     let started = Instant::now();
     let (wake, wakes) = watch::channel(Some(started + STORE_GRACE));
     fire_at(wakes, &trigger);
@@ -186,6 +191,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         tunnel: None,
         config: None,
         underlay: None,
+        closed: false,
         started,
         flannel: TakingOver::default(),
         looked: None,
@@ -204,7 +210,8 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
             async move { engine.lock().await.pass(&reasons).await }
         })
         .await;
-    engine.lock().await.stop(&store, &leasing).await;
+    drop(leasing);
+    engine.lock().await.stop(&store).await;
     running.stopped().await;
     Ok(())
 }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
 use weft_kernel::net::{LinkStats, State};
+use weft_store::Revision;
 
 use super::status::Status;
 use crate::firewall::Drops;
 use crate::lease::LeaseState;
 use crate::plan::Desired;
 use crate::reconcile::Kind;
+use crate::registry::{Known, Registry};
 
 /// The handles.
 #[derive(Clone, Debug)]
@@ -21,6 +23,9 @@ pub(super) struct Numbers {
     lease_held: Gauge,
     store_connected: Gauge,
     store_revision: Gauge,
+    store_silence: Gauge,
+    programmed_revision: Gauge,
+    leases: Family<Gauge, 1>,
     probe_rtt: Family<Gauge, 2>,
     probe_asked: Family<Counter, 2>,
     probe_lost: Family<Counter, 2>,
@@ -54,6 +59,19 @@ impl Numbers {
             store_connected: metrics.gauge("weft_overlay_store_connected", "1 if etcd is heard."),
             store_revision: metrics
                 .gauge("weft_overlay_store_revision", "etcd's revision that was last heard of."),
+            store_silence: metrics.gauge(
+                "weft_overlay_store_silence_seconds",
+                "How long etcd has not been heard; 0 while it is.",
+            ),
+            programmed_revision: metrics.gauge(
+                "weft_overlay_programmed_revision",
+                "etcd's revision that the kernel was last brought in line with.",
+            ),
+            leases: metrics.gauges(
+                "weft_overlay_leases",
+                "Subnets in etcd: leased, or reserved without an end.",
+                ["kind"],
+            ),
             probe_rtt: metrics.gauges(
                 "weft_overlay_probe_rtt_seconds",
                 "Round trip of the last answered probe through the tunnel.",
@@ -128,10 +146,20 @@ impl Numbers {
         self.lease_expiry.set(left.unwrap_or(if lease.subnet.is_some() { f64::INFINITY } else { 0.0 }));
     }
 
-    pub(super) fn store(&self, connected: bool, revision: i64) {
-        self.store_connected.set(u8::from(connected));
-        #[expect(clippy::cast_precision_loss)] // a revision above 2^53 would take centuries
-        self.store_revision.set(revision as f64);
+    /// How well the store is heard.
+    pub(super) fn store(&self, known: &Known) {
+        self.store_connected.set(u8::from(known.disconnected.is_none() && known.registry.is_some()));
+        self.store_silence.set(known.silent_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
+        let Some(registry) = &known.registry else { return };
+        self.store_revision.set(number(registry.revision()));
+        let reserved = registry.leases().filter(|(_, entry)| entry.is_reservation()).count();
+        self.leases.with(["reserved"]).set_count(reserved);
+        self.leases.with(["leased"]).set_count(registry.leases().count() - reserved);
+    }
+
+    /// What the store said at this revision is in the kernel.
+    pub(super) fn programmed(&self, registry: &Registry) {
+        self.programmed_revision.set(number(registry.revision()));
     }
 
     pub(super) fn state(&self, desired: &Desired, observed: &State) {
@@ -203,4 +231,10 @@ impl Numbers {
             family.with([name, "out"]).mirror(sent);
         }
     }
+}
+
+fn number(revision: Revision) -> f64 {
+    #[expect(clippy::cast_precision_loss)] // a revision above 2^53 would take centuries
+    let number = revision.0 as f64;
+    number
 }
