@@ -8,6 +8,7 @@
 //! probes ────────────┴───> (engine) └> files, readiness, metrics, `weft peers`
 //! ```
 
+mod act;
 mod api;
 mod assemble;
 mod engine;
@@ -16,9 +17,11 @@ mod filter;
 mod flannel;
 mod forwarding;
 mod kernel;
+mod learn;
 mod numbers;
 mod reach;
 pub mod status;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
