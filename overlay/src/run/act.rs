@@ -9,6 +9,7 @@ use weft_kernel::nft;
 use weft_kernel::tun::{Framing, Tun};
 
 use super::assemble;
+use super::engine::{Engine, PassError};
 use super::filter::Applied;
 use crate::attach::keep::{self, Keeping};
 use crate::attach::records::Record;
@@ -19,7 +20,6 @@ use crate::lease::LeaseState;
 use crate::model::{Family, Model};
 use crate::plan::{Desired, End, Sysctl, Transport, keep_router_advertisements};
 use crate::udp::{PeerTable, Tunnel, TunnelOptions};
-use super::engine::{Engine, PassError};
 
 /// The userspace tunnel and what it was started with.
 pub(super) struct RunningTunnel {

@@ -1,13 +1,13 @@
 //! One pass of the daemon: look at everything, plan, apply what differs, say how it went.
 //!
 //! A pass decides nothing by itself: what should be comes out of `plan` and its like, and each step
-//! goes on when another has failed, because std::net::IpAddr;
+//! goes on when another has failed, because half a network is better than none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use half a network is better than none.
-
-use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::watch;
 use tracing::{info, warn};
 use weft_daemon::health::Health;
@@ -36,7 +36,7 @@ use crate::probe::{Outcomes, Target};
 use crate::reconcile::Report;
 use crate::registry::{Known, Registry};
 use crate::settings::Settings;
-use crate::underlay::{self};
+use crate::underlay;
 
 /// A look at everything the kernel holds takes at most one part in so many of the time: with
 /// thousands of peers it costs tens of milliseconds, and events tell of nearly all changes before.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tracing::info;
 use weft_kernel::net::State;
 
+use super::engine::Engine;
 use crate::config::{LiveChange, NetworkConfig, live_change};
 use crate::lease::{Intent, LeaseState, Wish};
 use crate::membership::{Evidence, Listing, Verdict};
@@ -15,7 +16,6 @@ use crate::probe::Target;
 use crate::registry::{Known, Registry};
 use crate::takeover;
 use crate::underlay::{self, Wanted};
-use super::engine::Engine;
 
 impl Engine {
     /// The config in force: the one of this start, with those changes that may be made live.

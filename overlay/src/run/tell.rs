@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use weft_kernel::net::Failure;
 
+use super::engine::Engine;
 use crate::diff::Conflict;
 use crate::lease::LeaseState;
 use crate::model::Subnet;
 use crate::plan::Desired;
 use crate::registry::Known;
-use super::engine::Engine;
 
 impl Engine {
     pub(super) fn tell_store(&self, known: &Known) {
