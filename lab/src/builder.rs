@@ -11,9 +11,10 @@ use crate::record::{Home, Record};
 use crate::wait::wait_for;
 use crate::{LabError, netns};
 
-/// Where labs are kept: `$WEFT_LABS_DIR`, or `/run/weft/labs`.
+/// Where labs are kept: `$WEFT_LABS_DIR`, or `/var/lib/weft-labs`. Not under `/run`, which is memory
+/// on most machines: each etcd reserves 128 MB for its log.
 pub fn labs_dir() -> PathBuf {
-    std::env::var_os("WEFT_LABS_DIR").map_or_else(|| "/run/weft/labs".into(), PathBuf::from)
+    std::env::var_os("WEFT_LABS_DIR").map_or_else(|| "/var/lib/weft-labs".into(), PathBuf::from)
 }
 
 /// A lab to be. Made by [`Lab::new`] or [`Lab::named`].
