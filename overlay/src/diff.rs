@@ -4,9 +4,9 @@
 //! no mark of ours is never changed: where it stands in the way, that is a [`Conflict`]. Pure.
 //!
 //! The order of the changes: links, addresses, neighbours, FDB entries, routes, so that no packet
-//! meets a route whose tunnel does not know the way; then what is too much, routes first. The one
-//! exception is a link's last IPv4 address: with it the kernel drops the link's IPv4 routes, so it
-//! goes before they are made.
+//! meets a route whose tunnel does not know the way; then what is too much, routes first. Addresses
+//! that are too much go with the addresses: a former one of ours can be a peer's now, and the kernel
+//! takes no route whose gateway is local.
 
 mod links;
 #[cfg(test)]
@@ -93,7 +93,7 @@ pub fn diff(desired: &State, observed: &State, scope: &Scope) -> Diff {
     let mut conflicts = links.conflicts.clone();
 
     let bared = bared(desired, &observed, &links);
-    addresses(desired, &observed, &links, &bared, &mut add, &mut remove.addresses);
+    addresses(desired, &observed, &links, &mut add);
     neighbours(desired, &observed, &links, &mut add, &mut remove.neighbours);
     fdb(desired, &observed, &links, &mut add, &mut remove.fdb);
     let routes = Routes { desired, observed: &observed, links: &links, bared: &bared, scope };
@@ -104,7 +104,6 @@ pub fn diff(desired: &State, observed: &State, scope: &Scope) -> Diff {
     changes.append(&mut remove.routes);
     changes.append(&mut remove.fdb);
     changes.append(&mut remove.neighbours);
-    changes.append(&mut remove.addresses);
     changes.extend(links.last);
     Diff { changes, conflicts, awaited: links.awaited }
 }
@@ -114,11 +113,10 @@ struct Removals {
     routes: Vec<Change>,
     fdb: Vec<Change>,
     neighbours: Vec<Change>,
-    addresses: Vec<Change>,
 }
 
-/// Links of ours that are to lose their last IPv4 address (`fib_disable_ip` in
-/// net/ipv4/fib_frontend.c).
+/// Links of ours that lose their last IPv4 address, and with it their IPv4 routes
+/// (`fib_disable_ip` in net/ipv4/fib_frontend.c).
 fn bared<'a>(desired: &State, observed: &'a State, links: &Links) -> BTreeSet<&'a LinkName> {
     let on = |state: &State, link: &LinkName| {
         state.addresses.iter().any(|address| address.link == *link && address.network.is_ipv4())
@@ -127,26 +125,25 @@ fn bared<'a>(desired: &State, observed: &'a State, links: &Links) -> BTreeSet<&'
     kept.filter(|link| on(observed, link) && !on(desired, link)).collect()
 }
 
-fn addresses(
-    desired: &State,
-    observed: &State,
-    links: &Links,
-    bared: &BTreeSet<&LinkName>,
-    add: &mut Vec<Change>,
-    remove: &mut Vec<Change>,
-) {
+/// Ours first: a link without any IPv4 address loses its routes.
+fn addresses(desired: &State, observed: &State, links: &Links, changes: &mut Vec<Change>) {
     for address in desired.addresses.iter().filter(|address| links.usable(&address.link)) {
         if links.made(&address.link) || !observed.addresses.contains(address) {
-            add.push(Change::AddAddress(address.clone()));
+            changes.push(Change::AddAddress(address.clone()));
         }
     }
     for address in observed.addresses.iter().filter(|address| links.kept(&address.link)) {
         // The kernel gives every link that speaks IPv6 a link-local address.
         let kernels = matches!(address.network.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
         if !kernels && !desired.addresses.contains(address) {
-            let at_once = bared.contains(&address.link) && address.network.is_ipv4();
-            let when = if at_once { &mut *add } else { &mut *remove };
-            when.push(Change::DeleteAddress(address.clone()));
+            changes.push(Change::DeleteAddress(address.clone()));
+        }
+    }
+    // A link that goes last takes its addresses along, too late for one that is a gateway now.
+    for address in observed.addresses.iter().filter(|address| links.removed(&address.link)) {
+        let ip = address.network.ip();
+        if desired.routes.values().any(|route| route.via == Some(ip)) {
+            changes.push(Change::DeleteAddress(address.clone()));
         }
     }
 }

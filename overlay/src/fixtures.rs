@@ -206,12 +206,15 @@ fn any_peer(inner: Families) -> impl Strategy<Value = Peer> {
 pub(crate) fn any_model() -> impl Strategy<Value = Model> {
     (any_backend(), any_families(), any_families()).prop_flat_map(|(backend, inner, outer)| {
         let peers = proptest::collection::vec(any_peer(inner), 0..8);
-        (peers, any::<bool>(), 1320u32..1600).prop_map(move |(peers, blackhole, mtu)| {
-            let mut model = with_peers(model(backend.clone(), inner, outer), peers);
-            model.blackhole = blackhole;
-            model.me.underlay.mtu = mtu;
-            model
-        })
+        (peers, any::<bool>(), any::<bool>(), 1320u32..1600).prop_map(
+            move |(peers, leased, blackhole, mtu)| {
+                let mut model = with_peers(model(backend.clone(), inner, outer), peers);
+                model.me.subnet = model.me.subnet.filter(|_| leased);
+                model.blackhole = blackhole;
+                model.me.underlay.mtu = mtu;
+                model
+            },
+        )
     })
 }
 
@@ -226,7 +229,14 @@ pub(crate) fn any_observed() -> impl Strategy<Value = State> {
         let eth0 = plain_link("eth0", 2);
         for (index, mut link) in std::iter::once(eth0).chain(links).enumerate() {
             link.index = u32::try_from(index).expect("few links") + 2;
-            state.links.insert(link.name.clone(), link);
+            // As in a kernel: one link for a VNI.
+            let vni = |link: &Link| match &link.kind {
+                LinkKind::Vxlan(vxlan) => Some(vxlan.vni),
+                _ => None,
+            };
+            if vni(&link).is_none_or(|own| state.links.values().all(|other| vni(other) != Some(own))) {
+                state.links.insert(link.name.clone(), link);
+            }
         }
         let names: Vec<LinkName> = state.links.keys().cloned().collect();
         for (what, n, variant, flag) in picks {
@@ -247,6 +257,9 @@ fn put_noise(state: &mut State, what: usize, n: u8, link: LinkName, flag: bool) 
         0..=5 if up => {
             let key = RouteKey { table: MAIN_TABLE, dst, metric: metric(Family::of(dst.ip())) };
             let protocol = if flag { ROUTE_PROTOCOL } else { 3 };
+            // Some to a single address, as pods have them.
+            let dst = if what > 3 { IpNetwork::from(dst.network()) } else { dst };
+            let key = RouteKey { dst, ..key };
             let (kind, via) = (RouteKind::Unicast, Some(dst.network()));
             let route =
                 Route { key, kind, protocol, via, link: Some(link), onlink: true, src: None, mtu: None };
@@ -299,13 +312,22 @@ pub(crate) fn vxlan_link(link: &str, vni: u32, alias: Option<&str>) -> Link {
     Link { kind: LinkKind::Vxlan(vxlan), mtu: 1450, alias: alias.map(str::to_owned), ..plain_link(link, 0) }
 }
 
+fn learning(mut link: Link) -> Link {
+    if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+        vxlan.learning = true;
+    }
+    link
+}
+
 fn noise_links() -> Vec<Link> {
     let ours = Some("weft:blue:vxlan");
     let mac = backend::vxlan::derived_mac(&node(7), vni(1), Family::V4);
     vec![
+        learning(vxlan_link("obsolete", 1, ours)),
+        learning(vxlan_link("obsolete2", 2, ours)),
         vxlan_link("weft.1", 1, ours),
         Link { up: false, mac: Some(mac), ..vxlan_link("weft.2", 2, ours) },
-        vxlan_link("obsolete", 9, ours),
+        vxlan_link("obsolete9", 9, ours),
         vxlan_link("weft.77", 77, Some("weft:green:vxlan")),
         vxlan_link("flannel.5", 5, None),
         Link { kind: LinkKind::Tun, mac: None, ..vxlan_link("weft-udp.8285", 1, Some("weft:blue:udp")) },

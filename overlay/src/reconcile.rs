@@ -8,6 +8,9 @@
 //! A change that the kernel refuses is logged once and tried again later and later, but at once
 //! when a link or an address changed: the underlay may just have come back.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -212,9 +215,10 @@ impl<N: Net> Reconciler<N> {
     /// When the kernel cannot be asked. What it refuses is in the report.
     pub async fn reconcile(&mut self, desired: &Arc<Desired>, now: Instant) -> Result<Report, NetError> {
         let state = self.observe().await?;
+        let links: BTreeSet<LinkName> = state.links.keys().cloned().collect();
         let mut found = diff(&desired.kernel, state, &desired.scope);
         if self.adding_only {
-            found.changes.retain(|change| !takes_away(change));
+            found.changes = only_additions(found.changes, &links);
         }
         let (changes, waiting) = self.without_those_that_wait(found.changes, now);
         let failures = self.apply(&changes).await;
@@ -427,6 +431,23 @@ fn link_of(change: &Change) -> Option<&LinkName> {
         Change::AddProxy(proxy) | Change::DeleteProxy(proxy) => Some(&proxy.link),
         Change::ReplaceFdb(entry) | Change::DeleteFdb(entry) => Some(&entry.link),
     }
+}
+
+/// Without what takes something away, and without what would need that: a link for which another had
+/// to make room first, and what belongs on it.
+fn only_additions(changes: Vec<Change>, links: &BTreeSet<LinkName>) -> Vec<Change> {
+    let making_room = changes.iter().skip_while(|change| !matches!(change, Change::DeleteLink(_)));
+    let impossible: BTreeSet<LinkName> = making_room
+        .filter_map(|change| match change {
+            Change::AddLink(link) => Some(link.name.clone()),
+            _ => None,
+        })
+        .collect();
+    let possible = |change: &Change| match change {
+        Change::AddLink(link) => !impossible.contains(&link.name),
+        other => link_of(other).is_none_or(|link| links.contains(link) || !impossible.contains(link)),
+    };
+    changes.into_iter().filter(|change| !takes_away(change) && possible(change)).collect()
 }
 
 /// Whether something is gone after it that was there before.

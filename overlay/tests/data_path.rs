@@ -20,8 +20,10 @@ use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 use weft_kernel::net::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Route, RouteKey, RouteKind, State, Vni, Vxlan,
+    Address, Change, FdbEntry, Link, LinkKind, LinkName, Neighbour, Route, RouteKey, RouteKind, Rtnetlink,
+    State, Vni, Vxlan,
 };
+use weft_kernel::netns::NetNs;
 use weft_overlay::believe;
 use weft_overlay::diff::diff;
 use weft_overlay::key::{Key, Prefix, parse_subnet_name};
@@ -52,6 +54,33 @@ fn every_case_gives_the_changes_written_there() {
         }
     }
     assert!(wrong.is_empty(), "BLESS=1 rewrites these; read the difference:\n{}", wrong.join("\n"));
+}
+
+/// The cases that start from an empty host, on a real kernel: it takes every change, shows what was
+/// wanted, and leaves nothing to do.
+#[test]
+fn a_real_kernel_takes_and_shows_what_is_planned() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/data-path");
+    for name in [
+        "first-start",
+        "first-start-in-both-families",
+        "ipv6-pods-over-ipv4-hosts",
+        "direct-routing-from-nothing",
+        "host-gw",
+    ] {
+        let case = Case::read(&cases.join(name));
+        let desired = plan(&case.model());
+        let ns = NetNs::anonymous().unwrap();
+        let net = Rtnetlink::open_in(&ns).unwrap();
+        let refused = net.apply_blocking(&case.host_of_its_own());
+        assert!(refused.is_empty(), "{name}: {refused:?}");
+        let changes = diff(&desired.kernel, &net.observe_blocking().unwrap(), &desired.scope).changes;
+        assert!(!changes.is_empty(), "{name}");
+        let refused = net.apply_blocking(&changes);
+        assert!(refused.is_empty(), "{name}: {refused:?}");
+        let left = diff(&desired.kernel, &net.observe_blocking().unwrap(), &desired.scope);
+        assert_eq!((left.changes, left.conflicts), (vec![], vec![]), "{name}");
+    }
 }
 
 struct Case {
@@ -122,6 +151,18 @@ impl Case {
             extra_sources: BTreeSet::new(),
             blackhole: self.host.contains_key("ip-blackhole-route"),
         }
+    }
+
+    /// The observed host for a real kernel: its NIC is one end of a veth pair.
+    fn host_of_its_own(&self) -> Vec<Change> {
+        let nic = self.observed.links.values().next().expect("a NIC").clone();
+        assert_eq!(self.observed.links.len(), 1, "only the NIC");
+        let end = |link: &Link| Link { kind: LinkKind::Veth, index: 0, ..link.clone() };
+        let far = Link { name: parse("far"), mac: None, ..end(&nic) };
+        let pair = Change::AddVethPair { host: end(&nic), peer: far, peer_netns: None };
+        let addresses = self.observed.addresses.iter().cloned().map(Change::AddAddress);
+        let routes = self.observed.routes.values().cloned().map(Change::ReplaceRoute);
+        std::iter::once(pair).chain(addresses).chain(routes).collect()
     }
 
     fn changes(&self) -> String {

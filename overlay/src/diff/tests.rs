@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use weft_kernel::net::{Change, Link, LinkKind, LinkName, RouteKey, State};
+use weft_kernel::net::{Address, Change, FakeNet, Link, LinkKind, LinkName, RouteKey, State};
 
 use super::*;
 use crate::believe;
@@ -22,6 +22,31 @@ proptest! {
         prop_assert_eq!(&again.changes, &vec![]);
         prop_assert_eq!(&again.conflicts, &first.conflicts);
         holds_what_it_should(&desired, &after, &first)?;
+    }
+
+    /// The kernel's rules (as the fake has them, held against a real kernel) allow every change, in
+    /// the order given, and what is believed afterwards is what it holds.
+    #[test]
+    fn the_kernel_takes_every_change(model in any_model(), observed in any_observed()) {
+        let desired = plan(&model);
+        let mut observed = observed;
+        // The underlay has room for whatever is planned on it, as it is in the model.
+        let underlay = observed.links.get_mut(&name("eth0")).expect("there");
+        underlay.mtu = model.me.underlay.mtu;
+        // Nobody else has a peer's address: the kernel would take no route by it.
+        let ours: BTreeSet<LinkName> =
+            observed.links.values().filter(|link| marked(link)).map(|link| link.name.clone()).collect();
+        observed.addresses.retain(|address| ours.contains(&address.link));
+        let fake = FakeNet::holding(observed);
+        let host = model.me.underlay.addresses.iter();
+        let host: Vec<Change> =
+            host.map(|network| Change::AddAddress(Address { link: name("eth0"), network: *network })).collect();
+        prop_assert!(fake.disturb(&host).is_empty());
+        let changes = diff(&desired.kernel, &fake.state(), &desired.scope).changes;
+        let refused: Vec<String> = fake.disturb(&changes).iter().map(|failure| failure.to_string()).collect();
+        prop_assert_eq!(refused, Vec::<String>::new());
+        let again = diff(&desired.kernel, &fake.state(), &desired.scope).changes;
+        prop_assert_eq!(again, vec![], "nothing is left to do");
     }
 
     /// What carries no mark of ours is as it was.
@@ -93,7 +118,9 @@ fn foreign(state: &State, start: &State) -> State {
             let alias = start.links.get(link).and_then(|link| link.alias.as_deref()).unwrap_or("");
             alias.starts_with("weft:") && !start.links.get(link).is_some_and(marked)
         };
-        let foreign = |link| on_foreign(link) && (route.protocol != ROUTE_PROTOCOL || pods_or_greens(link));
+        let single = route.key.dst.prefix() == if route.key.dst.is_ipv4() { 32 } else { 128 };
+        let not_planned = |link| route.protocol != ROUTE_PROTOCOL || single || pods_or_greens(link);
+        let foreign = |link| on_foreign(link) && not_planned(link);
         route.link.as_ref().is_some_and(foreign)
     });
     state

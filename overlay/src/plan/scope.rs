@@ -52,22 +52,23 @@ impl Scope {
         Role::ALL.into_iter().find(|role| role.alias(&self.network) == alias)
     }
 
-    /// Whether a route is the plan's: our protocol, in the main table, to a part of our ranges, and
-    /// not by a pod's link or another network's. A route to a single address is a pod's, always:
-    /// the smallest subnet has four addresses.
+    /// Whether a route is the plan's: our protocol, in the main table, and by a link of the plan; or
+    /// to a part of our ranges, and not by a pod's link or another network's. A route to a single
+    /// address by any other link is a pod's, always: the smallest subnet has four addresses.
     pub fn owns_route(&self, route: &Route, observed: &State) -> bool {
         let dst = route.key.dst;
         let single = match dst {
             IpNetwork::V4(dst) => dst.prefix() == 32,
             IpNetwork::V6(dst) => dst.prefix() == 128,
         };
-        if route.protocol != ROUTE_PROTOCOL || route.key.table != MAIN_TABLE || single {
+        if route.protocol != ROUTE_PROTOCOL || route.key.table != MAIN_TABLE {
             return false;
         }
         let link = route.link.as_ref().and_then(|name| observed.links.get(name));
         match link {
             Some(link) if self.role(link).is_some() => true,
             Some(Link { alias: Some(alias), .. }) if alias.starts_with("weft:") => false,
+            _ if single => false,
             _ => self
                 .ranges
                 .iter()
