@@ -170,6 +170,7 @@ fn vxlan_drift_heals_within_a_second() -> Result<(), LabError> {
     scene.fault("FDB entry deleted", "bridge fdb del BIRCH_MAC dev weft.1");
     scene.fault("FDB entry changed", "bridge fdb replace BIRCH_MAC dev weft.1 dst 192.0.2.99 self permanent");
     scene.fault("pod's route deleted", "ip route del POD");
+    scene.fault("pod's neighbour deleted", "ip neigh del POD dev POD_LINK");
     scene.fault("pod's link down", "ip link set POD_LINK down");
     scene.fault("one nftables rule deleted", "nft flush chain inet weft-weft untracked-out");
     scene.fault("nftables table deleted", "nft delete table inet weft-weft");

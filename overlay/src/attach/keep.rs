@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft_kernel::net::{Address, Change, Link, LinkKind, LinkName, LinkPatch, State};
+use weft_kernel::net::{Address, Change, Link, LinkKind, LinkName, LinkPatch, Neighbour, State};
 
 use super::records::Record;
 use super::sharing;
@@ -103,7 +103,7 @@ fn heal(side: &HostSide, observed: &State, changes: &mut Vec<Change>) {
     let wanted = &side.link;
     let Some(there) = observed.links.get(&wanted.name) else { return };
     let patch = LinkPatch {
-        mac: None,
+        mac: wanted.mac.filter(|mac| there.mac != Some(*mac)),
         mtu: (there.mtu != wanted.mtu).then_some(wanted.mtu),
         up: (!there.up).then_some(true),
         alias: wanted.alias.clone().filter(|alias| there.alias.as_ref() != Some(alias)),
@@ -114,6 +114,9 @@ fn heal(side: &HostSide, observed: &State, changes: &mut Vec<Change>) {
     }
     let missing = side.addresses.iter().filter(|address| !observed.addresses.contains(address));
     changes.extend(missing.cloned().map(Change::AddAddress));
+    let held = |wanted: &Neighbour| observed.neighbours.get(&(wanted.link.clone(), wanted.addr));
+    let missing = side.neighbours.iter().filter(|wanted| held(wanted) != Some(*wanted));
+    changes.extend(missing.cloned().map(Change::ReplaceNeighbour));
     let same = |there: &weft_kernel::net::Route, wanted: &weft_kernel::net::Route| {
         (there.kind, there.via, &there.link, there.protocol)
             == (wanted.kind, wanted.via, &wanted.link, wanted.protocol)
@@ -128,6 +131,8 @@ fn heal(side: &HostSide, observed: &State, changes: &mut Vec<Change>) {
 #[cfg(test)]
 mod tests {
     use super::super::site::Mode;
+    use weft_kernel::net::Mac;
+
     use super::super::wiring::host_link;
     use super::*;
     use crate::believe;
@@ -159,6 +164,8 @@ mod tests {
         let mut state = State::default();
         state.links.insert(side.link.name.clone(), side.link);
         state.addresses.extend(side.addresses);
+        let neighbours = side.neighbours.into_iter();
+        state.neighbours.extend(neighbours.map(|held| ((held.link.clone(), held.addr), held)));
         state.routes.extend(side.routes.into_iter().map(|route| (route.key.clone(), route)));
         state
     }
@@ -174,8 +181,9 @@ mod tests {
         let pod = record("a", "10.42.7.9");
         let mut state = wired(&pod);
         for link in state.links.values_mut() {
-            (link.up, link.mtu) = (false, 1500);
+            (link.up, link.mtu, link.mac) = (false, 1500, Some(Mac([2, 0, 0, 0, 0, 9])));
         }
+        state.neighbours.clear();
         state.addresses.clear();
         state.routes.clear();
         let keeping = keep(Some(&site()), std::slice::from_ref(&pod), &state);

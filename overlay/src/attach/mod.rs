@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
-use weft_kernel::net::{BadLinkName, Change, Failure, LinkName, Mac, NetError, Rtnetlink, State};
+use weft_kernel::net::{BadLinkName, Change, Failure, LinkName, Mac, NetError, Rtnetlink};
 use weft_kernel::netns::{NetNs, NetNsError, run_in};
 use weft_kernel::sysctl::{Family, Sysctl};
 
@@ -39,7 +39,7 @@ pub struct Attachment {
     /// What was recorded.
     pub record: Record,
     /// The host's end's Ethernet address.
-    pub host_mac: Option<Mac>,
+    pub host_mac: Mac,
     /// The pod's end's Ethernet address.
     pub pod_mac: Option<Mac>,
     /// MTU of both ends in bytes.
@@ -165,15 +165,13 @@ impl Attacher {
             prepare(site, record, &link, pod);
             refuse_failures(host.apply_blocking(rest))?;
             refuse_failures(inside.apply_blocking(&wiring::pod_changes(site, record)?))?;
-            let mac = |state: &State, name: &LinkName| state.links.get(name).and_then(|link| link.mac);
-            let ifname: LinkName = record.ifname.parse()?;
             let addresses = record
                 .addresses
                 .iter()
                 .filter_map(|addr| Some((site.pod_network(*addr)?, site.gateway(*addr)?)));
             Ok(Attachment {
-                host_mac: mac(&host.observe_blocking()?, &link),
-                pod_mac: mac(&inside.observe_blocking()?, &ifname),
+                host_mac: wiring::host_mac(site, record),
+                pod_mac: wiring::pod_mac(record),
                 mtu: site.mtu,
                 addresses: addresses.collect(),
                 record: record.clone(),
@@ -303,6 +301,12 @@ fn refuse_failures(failures: Vec<Failure>) -> Result<(), AttachError> {
 /// fifteen bytes, container ids have 64 (44 bits make a clash among 500 pods a one in 10^8 chance,
 /// and a clash is refused, not shared).
 pub(crate) fn link_suffix(id: &str, ifname: &str) -> String {
-    let digest = Sha256::new().chain_update(id).chain_update([0]).chain_update(ifname).finalize();
+    let digest: [u8; 6] = digest_of(id, ifname);
     digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..11].to_owned()
+}
+
+/// The first bytes of what stands for one attachment.
+fn digest_of<const N: usize>(id: &str, ifname: &str) -> [u8; N] {
+    let digest = Sha256::new().chain_update(id).chain_update([0]).chain_update(ifname).finalize();
+    std::array::from_fn(|at| digest[at])
 }

@@ -2,13 +2,18 @@
 //!
 //! The same description makes the wire ([`super::attach`]) and keeps it (the daemon's plan), so
 //! that both always agree.
+//!
+//! A routed pod's wire needs no ARP and no neighbour discovery: both ends' Ethernet addresses follow
+//! from the record, and each side holds the other's for good. A request that is lost while a link
+//! comes back would cost a second, the pause before the next (RETRANS_TIMER, RFC 4861 10).
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use weft_kernel::net::{
-    Address, BadLinkName, Change, Link, LinkKind, LinkName, LinkPatch, Route, RouteKey, RouteKind,
+    Address, BadLinkName, Change, Link, LinkKind, LinkName, LinkPatch, Mac, Neighbour, Route, RouteKey,
+    RouteKind,
 };
 
 use super::records::Record;
@@ -20,6 +25,9 @@ pub const ROUTE_PROTOCOL: u8 = 87;
 const MAIN: u32 = 254;
 /// The metric the kernel gives an IPv6 route without one (IP6_RT_PRIO_USER).
 const METRIC_V6: u32 = 1024;
+/// The host's end of every routed wire: locally administered, `weft` in ASCII. There is nobody else
+/// on a wire who could have the same.
+const GATEWAY_MAC: Mac = Mac([0x02, b'w', b'e', b'f', b't', 0x01]);
 
 /// The host's side of one pod's wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +36,8 @@ pub struct HostSide {
     pub link: Link,
     /// Addresses on it.
     pub addresses: Vec<Address>,
+    /// The pod's Ethernet address, by each of its addresses.
+    pub neighbours: Vec<Neighbour>,
     /// How the host reaches the pod.
     pub routes: Vec<Route>,
 }
@@ -46,6 +56,31 @@ pub fn alias(network: &str, id: &str) -> String {
     format!("weft:{network}:pod:{short}")
 }
 
+/// The Ethernet address of the pod's end: `0a:58` and the four bytes of its IPv4 address, as CNI's
+/// plugins make it, or the last four of its IPv6 address. A pod that gets an address anew has the
+/// same one again, so nobody's neighbour table is wrong.
+pub fn pod_mac(record: &Record) -> Option<Mac> {
+    let addr = record.addresses.iter().find(|addr| addr.is_ipv4()).or(record.addresses.first())?;
+    let [a, b, c, d] = match addr {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let [.., a, b, c, d] = v6.octets();
+            [a, b, c, d]
+        }
+    };
+    Some(Mac([0x0a, 0x58, a, b, c, d]))
+}
+
+/// The Ethernet address of the host's end.
+pub fn host_mac(site: &Site, record: &Record) -> Mac {
+    if site.mode == Mode::Routed {
+        return GATEWAY_MAC;
+    }
+    // Every port of a bridge needs one of its own.
+    let [a, b, c, d] = super::digest_of(&record.id, &record.ifname);
+    Mac([0x02, 0x77, a, b, c, d])
+}
+
 /// What the host must hold for a pod.
 ///
 /// # Errors
@@ -58,7 +93,7 @@ pub fn host_side(site: &Site, record: &Record) -> Result<HostSide, BadLinkName> 
         name: name.clone(),
         index: 0,
         kind: LinkKind::Veth,
-        mac: None,
+        mac: Some(host_mac(site, record)),
         mtu: site.mtu,
         up: true,
         carrier: true,
@@ -66,8 +101,13 @@ pub fn host_side(site: &Site, record: &Record) -> Result<HostSide, BadLinkName> 
         master,
     };
     let mut addresses = Vec::new();
+    let mut neighbours = Vec::new();
     let mut routes = Vec::new();
     if routed {
+        neighbours.extend(pod_mac(record).iter().flat_map(|mac| {
+            let name = &name;
+            record.addresses.iter().map(move |addr| neighbour(name, *addr, *mac))
+        }));
         for addr in &record.addresses {
             let (gateway, len) = match addr {
                 IpAddr::V4(_) => (IpAddr::V4(GATEWAY_V4), 32),
@@ -79,7 +119,7 @@ pub fn host_side(site: &Site, record: &Record) -> Result<HostSide, BadLinkName> 
             routes.push(on_link(IpNetwork::from(*addr), &name));
         }
     }
-    Ok(HostSide { link, addresses, routes })
+    Ok(HostSide { link, addresses, neighbours, routes })
 }
 
 /// The steps that make a pod's wire in the host's namespace.
@@ -87,12 +127,12 @@ pub fn host_side(site: &Site, record: &Record) -> Result<HostSide, BadLinkName> 
 /// # Errors
 /// When a name is no link name.
 pub fn host_changes(site: &Site, record: &Record, netns: &Path) -> Result<Vec<Change>, BadLinkName> {
-    let HostSide { link, addresses, routes } = host_side(site, record)?;
+    let HostSide { link, addresses, neighbours, routes } = host_side(site, record)?;
     let peer = Link {
         name: record.ifname.parse()?,
         index: 0,
         kind: LinkKind::Veth,
-        mac: None,
+        mac: pod_mac(record),
         mtu: site.mtu,
         up: true,
         carrier: true,
@@ -101,8 +141,9 @@ pub fn host_changes(site: &Site, record: &Record, netns: &Path) -> Result<Vec<Ch
     };
     let pair = Change::AddVethPair { host: link, peer, peer_netns: Some(netns.to_owned()) };
     let addresses = addresses.into_iter().map(Change::AddAddress);
+    let neighbours = neighbours.into_iter().map(Change::ReplaceNeighbour);
     let routes = routes.into_iter().map(Change::ReplaceRoute);
-    Ok([pair].into_iter().chain(addresses).chain(routes).collect())
+    Ok([pair].into_iter().chain(addresses).chain(neighbours).chain(routes).collect())
 }
 
 /// The steps that finish the wire inside the pod.
@@ -119,6 +160,9 @@ pub fn pod_changes(site: &Site, record: &Record) -> Result<Vec<Change>, BadLinkN
     }
     for addr in &record.addresses {
         let Some(gateway) = site.gateway(*addr) else { continue };
+        if site.mode == Mode::Routed {
+            changes.push(Change::ReplaceNeighbour(neighbour(&link, gateway, GATEWAY_MAC)));
+        }
         let everything = if addr.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         let dst: IpNetwork = everything.parse().expect("a literal network");
         changes.push(Change::ReplaceRoute(Route {
@@ -129,6 +173,10 @@ pub fn pod_changes(site: &Site, record: &Record) -> Result<Vec<Change>, BadLinkN
         }));
     }
     Ok(changes)
+}
+
+fn neighbour(link: &LinkName, addr: IpAddr, mac: Mac) -> Neighbour {
+    Neighbour { link: link.clone(), addr, mac, permanent: true }
 }
 
 fn on_link(dst: IpNetwork, link: &LinkName) -> Route {
@@ -170,6 +218,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pod_without_ipv4_is_told_by_the_end_of_its_address() {
+        let mut record = record();
+        record.addresses.remove(0);
+        assert_eq!(pod_mac(&record).unwrap().to_string(), "0a:58:00:00:00:09");
+        record.addresses.clear();
+        assert_eq!(pod_mac(&record), None);
+    }
+
     fn lines(changes: &[Change]) -> Vec<String> {
         changes.iter().map(Change::to_string).collect()
     }
@@ -184,6 +241,8 @@ mod tests {
                 format!("add veth {link} peer eth0"),
                 format!("add address 169.254.1.1/32 dev {link}"),
                 format!("add address fe80::1/64 dev {link}"),
+                format!("replace neighbour 10.42.7.9 lladdr 0a:58:0a:2a:07:09 dev {link}"),
+                format!("replace neighbour fd00:0:0:7::9 lladdr 0a:58:0a:2a:07:09 dev {link}"),
                 format!("replace route 10.42.7.9/32 dev {link} proto 87"),
                 format!("replace route fd00:0:0:7::9/128 dev {link} metric 1024 proto 87"),
             ]
@@ -195,7 +254,9 @@ mod tests {
                 "set link eth0 up",
                 "add address 10.42.7.9/32 dev eth0",
                 "add address fd00:0:0:7::9/128 dev eth0",
+                "replace neighbour 169.254.1.1 lladdr 02:77:65:66:74:01 dev eth0",
                 "replace route 0.0.0.0/0 via 169.254.1.1 dev eth0 onlink proto 87",
+                "replace neighbour fe80::1 lladdr 02:77:65:66:74:01 dev eth0",
                 "replace route ::/0 via fe80::1 dev eth0 metric 1024 proto 87",
             ]
         );
@@ -209,6 +270,7 @@ mod tests {
         assert_eq!(lines(&host), [format!("add veth {link} peer eth0")]);
         let Change::AddVethPair { host, .. } = &host[0] else { panic!("a pair") };
         assert_eq!(host.master, Some("weft-br".parse().unwrap()));
+        assert_ne!(host.mac, Some(GATEWAY_MAC), "two ports of a bridge never have the same");
         assert_eq!(
             lines(&pod_changes(&site, &record).unwrap()),
             [

@@ -71,12 +71,11 @@ fn carry_out(call: &Call) -> Result<Option<Value>, Refusal> {
 }
 
 fn attached(attachment: &Attachment) -> Attached {
-    let mac = |mac: Option<weft_kernel::net::Mac>| mac.map(|mac| mac.to_string()).unwrap_or_default();
     Attached {
         host_link: attachment.record.link.clone(),
-        host_mac: mac(attachment.host_mac),
+        host_mac: attachment.host_mac.to_string(),
         ifname: attachment.record.ifname.clone(),
-        mac: mac(attachment.pod_mac),
+        mac: attachment.pod_mac.map(|mac| mac.to_string()).unwrap_or_default(),
         mtu: attachment.mtu,
         netns: attachment.record.netns.clone(),
         ips: attachment.addresses.clone(),
