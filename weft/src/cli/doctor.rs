@@ -8,7 +8,7 @@ use weft_overlay::key::Prefix;
 
 use super::cleanup::Here;
 use super::error::{CliError, FAILED};
-use super::etcd::EtcdArgs;
+use super::etcd::{self, EtcdArgs};
 use super::output::{Form, OutputArgs, print};
 
 /// Look for what is wrong with the overlay on this host, and say what to run
@@ -18,6 +18,7 @@ use super::output::{Form, OutputArgs, print};
 ///
 /// Exits with 1 if there is a problem, so that a script can ask.
 #[derive(clap::Args)]
+#[command(after_help = etcd::AFTER_HELP)]
 pub struct Args {
     #[command(flatten)]
     here: Here,

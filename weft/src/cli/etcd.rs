@@ -7,6 +7,16 @@ use weft_overlay::options::Options;
 
 const ETCD: &str = "etcd";
 
+/// For the help of the commands that read nothing else from the environment.
+pub(super) const AFTER_HELP: &str = "\
+How etcd is reached may also be set in the environment, in the daemon's own variables:
+--etcd-endpoints as WEFT_ETCD_ENDPOINTS or, as for flanneld, FLANNELD_ETCD_ENDPOINTS.";
+
+/// What the variables begin with that a flag of any command but the daemon is read from.
+pub(super) fn prefixes(flag: &str) -> &'static [&'static str] {
+    if flag.starts_with("etcd-") { super::overlay::prefixes(flag) } else { &[] }
+}
+
 /// etcd's address, the way in, and where the network's keys begin.
 // No Debug: one of these is a password.
 #[derive(clap::Args)]

@@ -15,7 +15,7 @@ pub struct Flags {
     /// By name without dashes: must a value follow? (A boolean may stand alone.)
     takes_value: BTreeMap<String, bool>,
     /// Those whose value may also come from a variable with this prefix, the first wins.
-    prefixes: BTreeMap<String, Vec<&'static str>>,
+    prefixes: BTreeMap<String, &'static [&'static str]>,
 }
 
 /// Which flags got their value from the environment, and from which variable.
@@ -31,8 +31,9 @@ impl Sources {
 }
 
 impl Flags {
-    /// The flags of `command`. Each reads `WEFT_<NAME>`; those that `flannel` has, then `FLANNELD_<NAME>`.
-    pub fn of(command: &Command, flannel: impl Fn(&str) -> bool) -> Self {
+    /// The flags of `command`. Each that `prefixes` gives something for reads `<PREFIX><NAME>`, the first
+    /// that is set.
+    pub fn of(command: &Command, prefixes: impl Fn(&str) -> &'static [&'static str]) -> Self {
         let mut flags = Self { takes_value: BTreeMap::new(), prefixes: BTreeMap::new() };
         for argument in command.get_arguments() {
             let Some(name) = argument.get_long() else { continue };
@@ -43,8 +44,7 @@ impl Flags {
             let must = argument.get_action().takes_values() && !argument.is_require_equals_set();
             flags.takes_value.insert(name.to_owned(), must);
             if !asks {
-                let prefixes = if flannel(name) { vec!["WEFT_", "FLANNELD_"] } else { vec!["WEFT_"] };
-                flags.prefixes.insert(name.to_owned(), prefixes);
+                flags.prefixes.insert(name.to_owned(), prefixes(name));
             }
         }
         flags
@@ -141,7 +141,10 @@ mod tests {
             .args([value("iface"), value("v").short('v'), value("etcd-password"), value("node-id")])
             .args([boolean("ip-masq"), boolean("anti-spoofing")]);
         command.build();
-        Flags::of(&command, |name| !matches!(name, "node-id" | "anti-spoofing"))
+        Flags::of(&command, |name| match name {
+            "node-id" | "anti-spoofing" => &["WEFT_"],
+            _ => &["WEFT_", "FLANNELD_"],
+        })
     }
 
     fn words(text: &str) -> Vec<OsString> {

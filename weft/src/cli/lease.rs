@@ -10,7 +10,7 @@ use weft_overlay::key::Prefix;
 use weft_overlay::model::{NodeId, Subnet};
 
 use super::error::CliError;
-use super::etcd::EtcdArgs;
+use super::etcd::{self, EtcdArgs};
 use super::output::{OutputArgs, Table, print};
 use super::values::address;
 
@@ -31,6 +31,7 @@ enum Verb {
 
 /// List every subnet that is leased, reserved or kept for somebody
 #[derive(clap::Args)]
+#[command(after_help = etcd::AFTER_HELP)]
 struct Ls {
     #[command(flatten)]
     output: OutputArgs,
@@ -40,6 +41,7 @@ struct Ls {
 
 /// Keep a subnet for a host for ever; without --for-..., for whoever has it now, or for nobody
 #[derive(clap::Args)]
+#[command(after_help = etcd::AFTER_HELP)]
 struct Reserve {
     /// The subnet, such as 10.42.7.0/24; in two families 10.42.7.0/24,fd00:42:0:7::/64
     #[arg(value_name = "SUBNET", value_parser = subnet)]
@@ -58,6 +60,7 @@ struct Reserve {
 ///
 /// A weft host notices at once and takes another subnet; its pods in the old one are cut off.
 #[derive(clap::Args)]
+#[command(after_help = etcd::AFTER_HELP)]
 struct Release {
     /// The subnet
     #[arg(value_name = "SUBNET", value_parser = subnet)]
@@ -71,6 +74,7 @@ struct Release {
 
 /// Let a host take no new pods, and give its subnet up when it has none left
 #[derive(clap::Args)]
+#[command(after_help = etcd::AFTER_HELP)]
 struct Drain {
     /// The weft host, by the id that `weft lease ls` shows
     #[arg(value_name = "NODE", value_parser = node)]

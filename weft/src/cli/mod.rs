@@ -27,7 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use weft_daemon::Env;
 
 use error::CliError;
@@ -126,18 +126,31 @@ fn is_cni(args: &[OsString]) -> bool {
 }
 
 /// The arguments in clap's form, and which of them the environment gave. Only the daemons take Go's
-/// syntax and the environment; for the other commands a person is at the keyboard.
+/// syntax and all flags from the environment; for the other commands a person is at the keyboard, and
+/// the environment says no more than where etcd is.
 fn prepared(mut args: Vec<OsString>, env: &Env) -> (Vec<OsString>, Sources) {
-    if args.get(1).is_none_or(|command| command != "overlay") {
-        return (args, Sources::default());
-    }
-    let flags = Flags::of(&overlay::command(), overlay::flannel_has);
-    let given = flags.normalised(&args.split_off(2));
+    let (flags, given) = if args.get(1).is_some_and(|command| command == "overlay") {
+        let flags = Flags::of(&overlay::command(), overlay::prefixes);
+        let given = flags.normalised(&args.split_off(2));
+        (flags, given)
+    } else {
+        let (command, depth) = chosen(&args);
+        (Flags::of(&command, etcd::prefixes), args.split_off(depth))
+    };
     let (added, sources) = flags.from_env(&given, env);
     // In front, so that a `--` among the given does not hide them.
     args.extend(added);
     args.extend(given);
     (args, sources)
+}
+
+/// The command that the arguments name, `lease ls` as well as `doctor`, and where its flags begin.
+fn chosen(args: &[OsString]) -> (clap::Command, usize) {
+    let (mut command, mut depth) = (Cli::command(), args.len().min(1));
+    while let Some(next) = args.get(depth).and_then(|word| command.find_subcommand(word)) {
+        (command, depth) = (next.clone(), depth + 1);
+    }
+    (command, depth)
 }
 
 #[cfg(test)]

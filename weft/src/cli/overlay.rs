@@ -208,9 +208,9 @@ pub fn command() -> clap::Command {
     Args::augment_args(clap::Command::new("overlay"))
 }
 
-/// flannel has a flag of this name.
-pub fn flannel_has(flag: &str) -> bool {
-    !OURS.contains(&flag)
+/// What the variables that a flag is read from begin with; the first that is set wins.
+pub fn prefixes(flag: &str) -> &'static [&'static str] {
+    if OURS.contains(&flag) { &["WEFT_"] } else { &["WEFT_", "FLANNELD_"] }
 }
 
 /// All that `weft overlay` was told.

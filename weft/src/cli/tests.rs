@@ -1,7 +1,5 @@
 //! The program from its arguments to its words, without a process.
 
-use clap::CommandFactory as _;
-
 use super::*;
 
 fn fails(args: &[&str]) -> String {
@@ -72,4 +70,67 @@ fn the_name_of_the_program_makes_it_the_cni_plugin() {
         assert_eq!(is_cni(&[program.into()]), expected, "{program}");
     }
     assert!(!is_cni(&[]));
+}
+
+/// What the command would be given, with this environment.
+fn told(args: &[&str], env: &[(&str, &str)]) -> String {
+    let args = ["weft"].iter().chain(args).map(OsString::from).collect();
+    let (args, _) = prepared(args, &Env::of(env.iter().copied()));
+    args.join(&OsString::from(" ")).into_string().unwrap()
+}
+
+#[test]
+fn every_command_finds_etcd_where_the_daemon_does() {
+    let flannels = [("FLANNELD_ETCD_ENDPOINTS", "http://a:1")];
+    let ours = [("FLANNELD_ETCD_PREFIX", "/a"), ("WEFT_ETCD_PREFIX", "/b"), ("WEFT_OUTPUT", "json")];
+    for (args, env, expected) in [
+        (&["lease", "ls"][..], &flannels[..], "weft lease ls --etcd-endpoints=http://a:1"),
+        (
+            &["lease", "release", "10.42.7.0/24"],
+            &flannels,
+            "weft lease release --etcd-endpoints=http://a:1 10.42.7.0/24",
+        ),
+        (&["doctor"], &ours, "weft doctor --etcd-prefix=/b"),
+        (&["lease", "ls", "--etcd-prefix", "/c"], &ours, "weft lease ls --etcd-prefix /c"),
+        (&["lease", "ls", "--etcd-prefix=/c"], &ours, "weft lease ls --etcd-prefix=/c"),
+        // flannel has no such flag.
+        (&["doctor"], &[("FLANNELD_ETCD_PASSWORD_FILE", "/x")], "weft doctor"),
+        (&["doctor"], &[("WEFT_ETCD_PASSWORD_FILE", "/x")], "weft doctor --etcd-password-file=/x"),
+        // A word that is no command, and commands that do not ask etcd.
+        (&["lease"], &flannels, "weft lease"),
+        (&["lease", "lss"], &flannels, "weft lease lss"),
+        (&["peers"], &flannels, "weft peers"),
+        (&[], &flannels, "weft"),
+    ] {
+        assert_eq!(told(args, env), expected);
+    }
+}
+
+/// A command that takes etcd's flags takes etcd's variables, and its help says so.
+#[test]
+fn no_command_that_asks_etcd_is_forgotten() {
+    fn visit(command: &clap::Command, path: &[&str], found: &mut Vec<String>) {
+        for next in command.get_subcommands() {
+            let path = [path, &[next.get_name()]].concat();
+            visit(next, &path, found);
+            if next.get_arguments().any(|argument| argument.get_long() == Some("etcd-endpoints")) {
+                let told = told(&path, &[("FLANNELD_ETCD_ENDPOINTS", "http://a:1")]);
+                assert!(told.ends_with(" --etcd-endpoints=http://a:1"), "{told}");
+                let help = next.clone().render_long_help().to_string();
+                assert!(help.contains("FLANNELD_"), "{path:?}");
+                found.push(path.join(" "));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    visit(&Cli::command(), &[], &mut found);
+    assert_eq!(found, ["overlay", "lease ls", "lease reserve", "lease release", "lease drain", "doctor"]);
+}
+
+#[test]
+fn a_bad_variable_is_blamed_by_any_command() {
+    let args = ["weft", "lease", "ls"].map(OsString::from).to_vec();
+    let env = Env::of([("FLANNELD_ETCD_ENDPOINTS", "ftp://a:1")]);
+    let error = run(args, &env).unwrap_err().render();
+    assert!(error.contains("ftp://a:1"), "{error}");
 }
