@@ -22,7 +22,7 @@ pub struct NetworkConfig {
     pub v6: Option<Pool<Ipv6Network>>,
     /// How packets travel between hosts.
     pub backend: Backend,
-    /// The `Backend` key was there. If not, vxlan is assumed, and said in the log.
+    /// The `Backend` key was there. If not, vxlan is assumed, and the daemon says so in its log.
     pub backend_given: bool,
 }
 

@@ -25,7 +25,7 @@ pub struct BadConfig {
 pub struct Parsed {
     /// The config.
     pub config: NetworkConfig,
-    /// One line each: keys that nothing reads, settings without effect, defaults worth knowing.
+    /// One line each: keys that nothing reads, settings without effect.
     pub notes: Vec<String>,
 }
 
@@ -96,10 +96,7 @@ impl NetworkConfig {
         let given = json.all("Backend").last();
         let backend = match given {
             Some(section) => backend(section, v6.is_some(), &mut notes)?,
-            None => {
-                notes.push("Backend: absent, so vxlan with its defaults is used".to_owned());
-                vxlan(&Json::Null, v6.is_some(), &mut notes)?
-            }
+            None => vxlan(&Json::Null, v6.is_some(), &mut notes)?,
         };
         let config = NetworkConfig { v4, v6, backend, backend_given: given.is_some() };
         Ok(Parsed { config, notes })

@@ -20,6 +20,8 @@ pub struct Facts {
     pub store: StoreFact,
     /// Keys that weft skips, and why.
     pub faults: Vec<String>,
+    /// What of the network config has no effect, one line each.
+    pub notes: Vec<String>,
     /// The network as this host's daemon would plan it; `None` where config or subnet is not known.
     pub model: Option<Model>,
     /// Every lease's subnet and public addresses.

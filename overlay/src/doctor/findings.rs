@@ -132,6 +132,10 @@ impl Findings {
                 self.add(Severity::Problem, "etcd cannot be reached from this host", why, &fix);
             }
         }
+        for note in &facts.notes {
+            let why = "nothing reads it: a slip of the pen, or a setting of another program";
+            self.add::<&str>(Severity::Warning, format!("network config: {note}"), why, &[]);
+        }
         for fault in &facts.faults {
             self.add::<&str>(
                 Severity::Warning,

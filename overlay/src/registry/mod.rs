@@ -220,6 +220,12 @@ impl Registry {
         Some(&self.config.as_ref()?.good.as_ref()?.config)
     }
 
+    /// What in that config has no effect, one line each.
+    pub fn config_notes(&self) -> &[String] {
+        let good = self.config.as_ref().and_then(|entry| entry.good.as_ref());
+        good.map(|parsed| &*parsed.notes).unwrap_or_default()
+    }
+
     /// Every lease and reservation.
     pub fn leases(&self) -> impl Iterator<Item = (&Subnet, &LeaseEntry)> {
         self.leases.iter().map(|(subnet, entry)| (subnet, &**entry))

@@ -85,6 +85,8 @@ pub(super) struct Engine {
     pub(super) tunnel: Option<RunningTunnel>,
     /// The config that is in force since this start.
     pub(super) config: Option<NetworkConfig>,
+    /// What of the config has no effect, as it was said last.
+    pub(super) notes: Vec<String>,
     pub(super) underlay: Option<underlay::Chosen>,
     /// Plugins have been told that this host gives out no addresses.
     pub(super) closed: bool,

@@ -29,6 +29,7 @@ impl Engine {
             self.health.not_ready("config", why);
             return None;
         };
+        self.tell_notes(registry.config_notes());
         let Some(current) = &self.config else {
             if !wanted.backend_given {
                 info!("the config names no Backend; vxlan is taken (flannel would take udp)");

@@ -193,6 +193,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         plans,
         tunnel: None,
         config: None,
+        notes: Vec::new(),
         underlay: None,
         closed: false,
         started,

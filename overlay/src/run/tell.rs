@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tracing::warn;
 use weft_kernel::net::Failure;
 
 use super::engine::Engine;
@@ -29,6 +30,17 @@ impl Engine {
                 self.health.not_ready("store", "etcd has not answered yet, and there is no cache")
             }
         }
+    }
+
+    /// What the config's author should hear: each line once, until it has gone and comes again.
+    pub(super) fn tell_notes(&mut self, notes: &[String]) {
+        if self.notes == notes {
+            return;
+        }
+        for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+            warn!(%note, "network config");
+        }
+        self.notes = notes.to_vec();
     }
 
     pub(super) fn tell_lease(&self, lease: &LeaseState) {

@@ -73,6 +73,12 @@ const WARNING: Severity = Severity::Warning;
 
 /// What is wrong; how bad, a part of the title, a part of what to run.
 const TABLE: &[(Change, Severity, &str, &str)] = &[
+    (
+        |f| f.notes = vec!["Netwrok: no such key in a network config; ignored".into()],
+        WARNING,
+        "network config: Netwrok: no such key",
+        "",
+    ),
     (|f| f.daemon = Daemon::Stopped, WARNING, "the daemon does not run", "systemctl start"),
     (|f| f.daemon = Daemon::Stuck("slow".into()), PROBLEM, "the daemon does not answer", "journalctl"),
     (

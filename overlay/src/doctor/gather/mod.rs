@@ -45,6 +45,7 @@ pub async fn gather(question: &Question) -> Facts {
     let mut facts = Facts::default();
     let status = daemon(&question.traces, &mut facts).await;
     let registry = registry(question, &mut facts).await;
+    facts.notes = registry.as_ref().map(|registry| registry.config_notes().to_vec()).unwrap_or_default();
     let site = Site::read(&question.traces.run_dir, question.traces.network.as_str()).ok();
     let network = question.traces.network.to_string();
     // It blocks, and is all there is to do.
