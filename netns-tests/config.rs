@@ -9,10 +9,11 @@ use crate::seen::{
     BEAT, SOON, flannels, is_well, key, lab, lease_key, lossless, peer, put_leased, routes, says, subnet,
 };
 
+/// Subnets above 10.42.199.0 are for peers that the stories make up: no host leases one by chance.
 fn vxlan(further: Value) -> Value {
     let mut backend = json!({"Type": "vxlan"});
     backend.as_object_mut().expect("an object").extend(further.as_object().cloned().unwrap_or_default());
-    json!({"Network": "10.42.0.0/16", "Backend": backend})
+    json!({"Network": "10.42.0.0/16", "SubnetMax": "10.42.199.0", "Backend": backend})
 }
 
 /// DirectRouting, MTU and the range change under running pods; VNI and Network must not, and are

@@ -17,6 +17,10 @@ pub fn labs_dir() -> PathBuf {
     std::env::var_os("WEFT_LABS_DIR").map_or_else(|| "/var/lib/weft-labs".into(), PathBuf::from)
 }
 
+/// The overlay's configuration where a lab names none. Hosts lease subnets at random, so they lease them
+/// from 10.42.100.0 to 10.42.199.0: the others are a story's own to give to peers that it makes up.
+const NETWORK: &str = r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.100.0","SubnetMax":"10.42.199.0","Backend":{"Type":"vxlan"}}"#;
+
 /// A lab to be. Made by [`Lab::new`] or [`Lab::named`].
 #[derive(Clone, Debug)]
 #[must_use = "a lab does nothing before `up`"]
@@ -49,7 +53,7 @@ impl Builder {
             weft: None,
             network: "weft".into(),
             etcd_prefix: "/coreos.com/network".into(),
-            config: Some(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#.into()),
+            config: Some(NETWORK.into()),
             overlay_args: vec![],
         };
         Self { spec, labs: labs_dir(), daemons: true, stays }

@@ -37,7 +37,7 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
 
 fn config(backend: &str) -> String {
     format!(
-        r#"{{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{{"Type":"{backend}"}}}}"#
+        r#"{{"Network":"10.42.0.0/16","SubnetMax":"10.42.199.0","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{{"Type":"{backend}"}}}}"#
     )
 }
 
