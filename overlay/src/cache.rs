@@ -45,6 +45,11 @@ impl Cache {
         Self { path: state_dir.join("cache.json") }
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The registry as it was; `None` when there is none that can be used, with a word in the log
     /// if there should be: a damaged memory is no reason not to start.
     pub fn read(&self, prefix: &Prefix) -> Option<Registry> {

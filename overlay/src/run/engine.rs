@@ -215,7 +215,8 @@ impl Engine {
         self.look_cost = start.elapsed();
         done.step("forwarding", self.keep_forwarding(&model).await);
 
-        if let Some(error) = self.files.write(&model, &desired, site.as_ref(), known.registry.as_deref()) {
+        let (offer, newest) = (site.as_ref(), known.registry.as_ref());
+        if let Some(error) = self.files.write(&model, &desired, offer, newest).await {
             done.failed.push(format!("files: {error}"));
         }
         self.closed = done.failed.is_empty() && site.as_ref().is_some_and(|site| site.ranges.is_empty());
@@ -245,7 +246,10 @@ impl Engine {
             running.tunnel.stop();
         }
         let (known, lease) = (self.known.borrow().clone(), self.lease.borrow().clone());
-        let kept = known.registry.map_or(Ok(()), |registry| self.files.remember(&registry, lease.subnet));
+        let kept = match &known.registry {
+            Some(registry) => self.files.remember(registry, lease.subnet).await,
+            None => Ok(()),
+        };
         if let Err(error) = kept {
             warn!(error = %weft_daemon::log::chain(&error), "the cache for the next start is not up to date");
         }

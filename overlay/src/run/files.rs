@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::{JoinHandle, spawn_blocking};
 use weft_daemon::fs::{WriteError, write_atomic};
 use weft_kernel::net::Mac;
 use weft_store::Revision;
@@ -33,6 +35,8 @@ pub(super) struct Files {
     written: BTreeMap<PathBuf, Vec<u8>>,
     /// What the cache was written from, when, and what was our subnet then.
     cached: Option<(Revision, Instant, Option<Subnet>)>,
+    /// The cache on its way to the disk, beside the passes.
+    caching: Option<JoinHandle<Result<(), WriteError>>>,
 }
 
 /// VTEP MACs that were flannel's, until our own lease tells of them.
@@ -52,17 +56,18 @@ impl Files {
             cache: Cache::new(&state),
             written: BTreeMap::new(),
             cached: None,
+            caching: None,
         }
     }
 
     /// Writes what changed. The first failure is returned after all were tried; what could not be
     /// written is tried again by the next pass.
-    pub(super) fn write(
+    pub(super) async fn write(
         &mut self,
         model: &Model,
         desired: &Desired,
         site: Option<&Site>,
-        registry: Option<&Registry>,
+        registry: Option<&Arc<Registry>>,
     ) -> Option<String> {
         let mut errors = Vec::new();
         if let Some(file) = assemble::subnet_file(model, desired.pod_mtu) {
@@ -78,23 +83,61 @@ impl Files {
         };
         errors.extend(offer.err());
         if let Some(registry) = registry {
-            // What is ours must be in it at once: a host that loses power now comes back by it.
-            let subnet = model.me.subnet;
-            let due = self.cached.is_none_or(|(revision, at, ours)| {
-                ours != subnet || (revision != registry.revision() && at.elapsed() >= CACHE_PAUSE)
-            });
-            if due {
-                errors.extend(self.remember(registry, subnet).err());
-            }
+            errors.extend(self.keep_cache(registry, model.me.subnet).await.err());
         }
         errors.first().map(|error| weft_daemon::log::chain(error))
     }
 
-    /// Writes the cache, from which the next start may have to live.
-    pub(super) fn remember(&mut self, registry: &Registry, subnet: Option<Subnet>) -> Result<(), WriteError> {
-        self.cache.write(registry)?;
+    /// Writes the cache when it is due. A pass that heals must not wait for a busy disk, so this only
+    /// begins it, and tells of a failure the next time; but what is ours must be on the disk before
+    /// anybody hears of it: a host that loses power then comes back by it.
+    async fn keep_cache(
+        &mut self,
+        registry: &Arc<Registry>,
+        subnet: Option<Subnet>,
+    ) -> Result<(), WriteError> {
+        if self.caching.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.cache_written().await?;
+        }
+        match self.cached {
+            Some((revision, at, ours)) if ours == subnet => {
+                if self.caching.is_none() && revision != registry.revision() && at.elapsed() >= CACHE_PAUSE {
+                    self.begin_cache(registry, subnet);
+                }
+                Ok(())
+            }
+            _ => self.remember(registry, subnet).await,
+        }
+    }
+
+    /// Writes the cache, from which the next start may have to live, and waits for it.
+    pub(super) async fn remember(
+        &mut self,
+        registry: &Arc<Registry>,
+        subnet: Option<Subnet>,
+    ) -> Result<(), WriteError> {
+        // Two writers at once could leave the older content; this one says it all anew.
+        let _ = self.cache_written().await;
+        self.begin_cache(registry, subnet);
+        self.cache_written().await
+    }
+
+    fn begin_cache(&mut self, registry: &Arc<Registry>, subnet: Option<Subnet>) {
+        let (cache, content) = (self.cache.clone(), Arc::clone(registry));
+        self.caching = Some(spawn_blocking(move || cache.write(&content)));
         self.cached = Some((registry.revision(), Instant::now(), subnet));
-        Ok(())
+    }
+
+    /// Waits for the cache that is on its way, if one is.
+    async fn cache_written(&mut self) -> Result<(), WriteError> {
+        let Some(caching) = self.caching.take() else { return Ok(()) };
+        let written = caching.await.unwrap_or_else(|panicked| {
+            Err(WriteError { path: self.cache.path().to_owned(), source: io::Error::other(panicked) })
+        });
+        if written.is_err() {
+            self.cached = None;
+        }
+        written
     }
 
     /// The MACs taken over from flannel, IPv4 and IPv6, if any were.
@@ -131,5 +174,60 @@ impl Files {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_store::{ClusterId, KeyValue, Snapshot};
+
+    use super::*;
+    use crate::key::Prefix;
+
+    /// As many leases as the revision says.
+    fn registry(revision: i64) -> Arc<Registry> {
+        let lease = |number: i64| {
+            let key = format!("/n/subnets/10.42.{number}.0-24");
+            let value = br#"{"PublicIP":"192.0.2.7"}"#.to_vec();
+            let revision = Revision(number);
+            let (create_revision, mod_revision) = (revision, revision);
+            (key.clone(), KeyValue { key, value, create_revision, mod_revision, lease: None })
+        };
+        let entries = (1..=revision).map(lease).collect();
+        let snapshot = Snapshot { cluster: ClusterId(7), revision: Revision(revision), entries };
+        Arc::new(Registry::new(Prefix::new("/n"), &snapshot).0)
+    }
+
+    #[tokio::test]
+    async fn the_cache_is_written_beside_the_passes_unless_it_tells_of_our_own_subnet() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { state_dir: dir.path().to_owned(), ..Options::default() };
+        let mut files = Files::new(&options);
+        let cache = Cache::new(&options.network_state_dir());
+        let kept = || cache.read(&Prefix::new("/n")).map(|registry| registry.leases().count());
+        let ours: Option<Subnet> = Some("10.42.1.0/24".parse().unwrap());
+
+        files.keep_cache(&registry(1), ours).await.unwrap();
+        assert_eq!((kept(), files.caching.is_none()), (Some(1), true), "at once");
+        files.keep_cache(&registry(2), ours).await.unwrap();
+        assert_eq!((kept(), files.caching.is_none()), (Some(1), true), "not so soon again");
+        files.cached = Instant::now().checked_sub(CACHE_PAUSE).map(|at| (Revision(1), at, ours));
+        files.keep_cache(&registry(3), ours).await.unwrap();
+        assert!(files.caching.is_some(), "it is on its way");
+        files.remember(&registry(4), ours).await.unwrap();
+        assert_eq!(kept(), Some(4), "the last word counts");
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_could_not_be_written_is_told_and_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { state_dir: dir.path().join("state"), ..Options::default() };
+        let mut files = Files::new(&options);
+        std::fs::write(dir.path().join("state"), "no directory").unwrap();
+        for _ in 0..2 {
+            files.keep_cache(&registry(1), None).await.unwrap_err();
+        }
+        std::fs::remove_file(dir.path().join("state")).unwrap();
+        files.keep_cache(&registry(1), None).await.unwrap();
     }
 }
