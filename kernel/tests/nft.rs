@@ -2,17 +2,19 @@
 //!
 //! Each test runs in a network namespace of its own. Needs root.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+#[path = "nft/sample.rs"]
+mod sample;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use nix::sched::{CloneFlags, unshare};
-use weft_kernel::net::{LinkName, Mac};
+use sample::everything;
 use weft_kernel::nft::{
-    Base, Chain, ChainKind, ChainName, CmpOp, CommitError, CtKey, DataType, Diff, Event, Events, Expr,
-    Family, FibFlags, FibResult, Hook, Key, MetaKey, Nft, Object, Part, PayloadBase, Policy, Reg, Reject,
-    Rule, Selector, SetName, SetSpec, Table, Transaction, Value, Verdict, diff,
+    Base, Chain, ChainKind, CommitError, DataType, Diff, Event, Events, Expr, Family, Hook, Key, Nft, Object,
+    Part, Policy, Rule, Selector, SetName, SetSpec, Table, Transaction, Value, Verdict, diff,
 };
 
 /// Runs a test in a fresh network namespace, on a thread that ends with it.
@@ -50,163 +52,47 @@ fn base(kind: ChainKind, hook: Hook, priority: i32, policy: Policy) -> Option<Ba
     Some(Base { kind, hook, priority, policy })
 }
 
-/// Every kind of object and every expression.
-fn everything() -> Table {
-    let mut table = Table::new(Family::Inet, name("weft-test"));
-    table.comment = Some("all there is".into());
-    let (pods, pods6, pairs, links, macs, verdicts, marks): (
-        SetName,
-        SetName,
-        SetName,
-        SetName,
-        SetName,
-        SetName,
-        SetName,
-    ) = (
-        name("pods"),
-        name("pods6"),
-        name("pairs"),
-        name("links"),
-        name("macs"),
-        name("verdicts"),
-        name("marks"),
-    );
-    let jumped: ChainName = name("jumped");
-    let v4 = Ipv4Addr::new(192, 0, 2, 7);
-    let v6: Ipv6Addr = "2001:db8::7".parse().unwrap();
-    let mac = Mac([0x4e, 0x11, 0, 0, 0, 7]);
-    let link: LinkName = name("veth1");
-    let sets = [
-        (
-            &pods,
-            SetSpec::intervals([DataType::Ipv4])
-                .comment("ours")
-                .with(["10.42.7.0/24", "10.42.8.0/24", "255.0.0.0/8"].map(|raw| net(raw).into())),
-        ),
-        (&pods6, SetSpec::intervals([DataType::Ipv6]).with([net("::/8"), net("fd00::/8")].map(Key::from))),
-        (
-            &pairs,
-            SetSpec::intervals([DataType::Ipv4, DataType::Ipv6]).with([
-                Key::concat([v4.into(), net("fd00:42::/64").into()]),
-                Key::concat([v4.into(), v6.into()]),
-            ]),
-        ),
-        (
-            &links,
-            SetSpec::exact([DataType::LinkName, DataType::Ipv4])
-                .with([Key::concat([(&link).into(), v4.into()])]),
-        ),
-        (
-            &macs,
-            SetSpec::intervals([DataType::Ether, DataType::Ipv4])
-                .with([Key::concat([mac.into(), net("10.42.7.0/24").into()])]),
-        ),
-    ];
-    table.sets.extend(sets.map(|(name, set)| (name.clone(), set)));
-    let mut map = SetSpec::exact([DataType::Service]).to(DataType::Verdict).with([]);
-    for (port, verdict) in [
-        (80u16, Verdict::Jump(jumped.clone())),
-        (81, Verdict::Goto(jumped.clone())),
-        (82, Verdict::Drop),
-        (83, Verdict::Accept),
-        (84, Verdict::Return),
-        (85, Verdict::Continue),
-    ] {
-        map.elements.insert(Part::bytes(port.to_be_bytes()).into(), Value::Verdict(verdict));
-    }
-    table.sets.insert(verdicts.clone(), map);
-    let mut map = SetSpec::exact([DataType::Ipv4]).to(DataType::Mark).with([]);
-    map.elements.insert(v4.into(), Value::Bytes(7u32.to_ne_bytes().into()));
-    table.sets.insert(marks.clone(), map);
-    let timed = SetSpec {
-        timeout: Some(Duration::from_secs(60)),
-        dynamic: true,
-        size: Some(1000),
-        ..SetSpec::exact([DataType::Protocol])
-    };
-    table.sets.insert(name("timed"), timed.with([]));
+/// Chains and sets come and go one by one; a dynamic set keeps what packets put into it.
+#[test]
+fn parts_change_alone() {
+    in_namespace(|| {
+        let mut nft = Nft::open().unwrap();
+        let mut old = Table::new(Family::Inet, name("t"));
+        let chain = |rules| Chain { rules, ..Chain::default() };
+        let verdicts = |chain: &str| {
+            let mut map = SetSpec::exact([DataType::Service]).to(DataType::Verdict).with([]);
+            let goto = Value::Verdict(Verdict::Goto(name(chain)));
+            map.elements.insert(Part::bytes(80u16.to_be_bytes()).into(), goto);
+            map
+        };
+        old.sets.insert(name("v"), verdicts("one"));
+        old.sets.insert(name("gone"), SetSpec::exact([DataType::Mark]).with([]));
+        old.chains.insert(name("one"), chain(vec![Rule::new().jump(&name("two"))]));
+        let look = Rule::new().in_set([Selector::Mark], &name("gone"));
+        old.chains.insert(name("two"), chain(vec![look, Rule::new().counter()]));
+        let by_port = |map: &str| Rule::new().udp().verdict_map([Selector::UdpDport], &name(map));
+        old.chains.insert(name("base"), chain(vec![by_port("v")]));
+        commit(&mut nft, &Transaction::new().create(&old));
 
-    let reg = |slot: u32| Reg::try_from(slot).unwrap();
-    let rules = vec![
-        Rule::new().mark(0x4000, 0x4000).return_().comment("marked by kube-proxy"),
-        Rule::new().iifname(&link).accept(),
-        Rule::new().oifname(&link).drop(),
-        Rule::new().ipv4().in_set([Selector::Ip4Saddr], &pods).counter(),
-        Rule::new().ipv6().not_in_set([Selector::Ip6Daddr], &pods6).counter().comment("counts"),
-        Rule::new().ipv4().in_network(Selector::Ip4Daddr, net("224.0.0.0/4")).verdict(Verdict::Continue),
-        Rule::new()
-            .ipv4()
-            .is(Selector::Ip4Saddr, v4.octets())
-            .is_not(Selector::Ip4Daddr, v4.octets())
-            .accept(),
-        Rule::new().ipv6().not_in_network(Selector::Ip6Daddr, net("ff00::/8")).accept(),
-        Rule::new()
-            .ipv4()
-            .udp_dport(8472)
-            .is(Selector::Payload { base: PayloadBase::Transport, offset: 12, len: 3 }, [0, 0, 1])
-            .in_set(
-                [Selector::Ip4Saddr, Selector::Payload { base: PayloadBase::Transport, offset: 38, len: 16 }],
-                &pairs,
-            )
-            .accept(),
-        Rule::new().ipv4().in_set([Selector::IifName, Selector::Ip4Saddr], &links).accept(),
-        Rule::new().from_ethernet().ipv4().in_set([Selector::EtherSaddr, Selector::Ip4Saddr], &macs).accept(),
-        Rule::new().udp().verdict_map([Selector::UdpSport], &verdicts),
-        Rule::new().ct_state(1 << 1).accept().comment("established"),
-        Rule::new().source_is_local().destination_is_local().accept(),
-        Rule::new().jump(&jumped),
-        Rule::new().reject(Reject::ADMIN_PROHIBITED),
-        Rule::new().ipv4().reject(Reject::Icmp(3)),
-        Rule::new().protocol(6).reject(Reject::TcpReset),
-    ];
-    let input = Chain {
-        base: base(ChainKind::Filter, Hook::Input, -5, Policy::Drop),
-        comment: Some("a base chain".into()),
-        rules,
-    };
-    table.chains.insert(name("input"), input);
-    let steps = Rule::new()
-        .then(Expr::Immediate { to: reg(4), value: 5u32.to_ne_bytes().into() })
-        .then(Expr::Meta { key: MetaKey::Mark, to: reg(1) })
-        .then(Expr::Bitwise { from: reg(1), to: reg(2), mask: vec![0xff; 4], xor: vec![1, 0, 0, 0] })
-        .then(Expr::Range { reg: reg(2), invert: true, from: vec![0; 4], to: vec![9; 4] })
-        .then(Expr::SetMeta { key: MetaKey::Mark, from: reg(2) })
-        .then(Expr::Ct { key: CtKey::Status, to: reg(0) })
-        .then(Expr::Cmp { reg: reg(0), op: CmpOp::Ge, value: vec![1, 0, 0, 0] })
-        .then(Expr::Fib {
-            flags: FibFlags { daddr: true, mark: true, ..FibFlags::default() },
-            result: FibResult::OifName,
-            to: reg(0),
-        });
-    let mark_by_map = Rule::new()
-        .ipv4()
-        .then(Expr::Payload { base: PayloadBase::Network, offset: 12, len: 4, to: reg(0) })
-        .then(Expr::MapLookup { map: marks, key: reg(0), to: reg(0) })
-        .then(Expr::SetMeta { key: MetaKey::Mark, from: reg(0) });
-    table.chains.insert(jumped, Chain { rules: vec![steps, mark_by_map], ..Chain::default() });
-    let raw = vec![Rule::new().udp_dport(8472).notrack()];
-    let raw = Chain {
-        base: base(ChainKind::Filter, Hook::Prerouting, Base::PRIORITY_RAW, Policy::Accept),
-        rules: raw,
-        ..Chain::default()
-    };
-    table.chains.insert(name("raw"), raw);
-    let route = Chain { base: base(ChainKind::Route, Hook::Output, 0, Policy::Accept), ..Chain::default() };
-    table.chains.insert(name("route"), route);
-    let masquerade = |random, fully_random, persistent| {
-        Rule::new().then(Expr::Masquerade { random, fully_random, persistent })
-    };
-    let nat = Chain {
-        base: base(ChainKind::Nat, Hook::Postrouting, Base::PRIORITY_SRCNAT, Policy::Accept),
-        rules: vec![
-            masquerade(false, true, false),
-            masquerade(true, false, true),
-            masquerade(false, false, false),
-        ],
-        ..Chain::default()
-    };
-    table.chains.insert(name("nat"), nat);
-    table
+        let mut new = old.clone();
+        new.sets.insert(name("v"), verdicts("three"));
+        new.sets.remove(&name("gone"));
+        new.sets.insert(name("come"), verdicts("three"));
+        new.chains.retain(|name, _| name.as_str() == "base");
+        new.chains.insert(name("three"), chain(vec![Rule::new().drop()]));
+        new.chains.insert(name("base"), chain(vec![by_port("v"), by_port("come")]));
+        for (from, to) in [(&old, &new), (&new, &old)] {
+            let observed = nft.table(&from.key).unwrap();
+            let change = diff(to, observed.as_ref());
+            assert!(matches!(change, Diff::Parts(_)), "{change:?}");
+            commit(&mut nft, &change.transaction(to));
+            assert_eq!(nft.table(&to.key).unwrap().as_ref(), Some(to));
+        }
+        // What cannot be changed is built anew.
+        let mut other = old.clone();
+        other.sets.insert(name("gone"), SetSpec::exact([DataType::Ipv4]).with([]));
+        assert_eq!(diff(&other, Some(&old)), Diff::Rebuild);
+    });
 }
 
 #[test]
@@ -230,7 +116,10 @@ fn everything_is_read_back_as_it_was_written() {
         let observed = nft.table(&table.key).unwrap().unwrap();
         let unknown = observed.chains[&name("input")].rules.last().unwrap();
         assert!(unknown.exprs.iter().any(|expr| matches!(expr, Expr::Unknown { .. })), "{unknown:?}");
-        assert_eq!(diff(&table, Some(&observed)), Diff::Rebuild);
+        let change = diff(&table, Some(&observed));
+        assert!(matches!(&change, Diff::Parts(parts) if parts.changed_chains.len() == 1), "{change:?}");
+        commit(&mut nft, &change.transaction(&table));
+        assert_eq!(nft.table(&table.key).unwrap().as_ref(), Some(&table));
         commit(&mut nft, &Diff::Rebuild.transaction(&table));
         assert_eq!(nft.table(&table.key).unwrap().as_ref(), Some(&table));
         commit(&mut nft, &Transaction::new().remove(&table.key));
@@ -474,23 +363,28 @@ fn what_others_change_is_seen() {
         let (mut table, ..) = one_set(&["10.0.0.0/24"]);
         table.chains.insert(name("c"), Chain { rules: vec![Rule::new().accept()], ..Chain::default() });
         let drifts = [
-            ("add table inet t { flags dormant ; }", true),
-            ("add chain inet t other", true),
-            ("insert rule inet t c drop", true),
-            ("flush chain inet t c", true),
-            ("add set inet t more { type ipv4_addr ; }", true),
-            ("add element inet t s { 10.8.0.0/24 }", false),
-            ("delete element inet t s { 10.0.0.0/24 }", false),
-            ("flush set inet t s", false),
-            ("delete table inet t", true),
+            ("add table inet t { flags dormant ; }", "all"),
+            ("add chain inet t other", "parts"),
+            ("insert rule inet t c drop", "parts"),
+            ("flush chain inet t c", "parts"),
+            ("add set inet t more { type ipv4_addr ; }", "parts"),
+            ("add element inet t s { 10.8.0.0/24 }", "elements"),
+            ("delete element inet t s { 10.0.0.0/24 }", "elements"),
+            ("flush set inet t s", "elements"),
+            ("delete table inet t", "all"),
         ];
-        for (drift, rebuild) in drifts {
+        for (drift, wanted) in drifts {
             commit(&mut socket, &Transaction::new().replace(&table));
             assert_eq!(diff(&table, socket.table(&table.key).unwrap().as_ref()), Diff::Same);
             nft(drift);
             let change = diff(&table, socket.table(&table.key).unwrap().as_ref());
-            assert_eq!(matches!(change, Diff::Rebuild), rebuild, "{drift}: {change:?}");
-            assert_eq!(matches!(change, Diff::Elements(_)), !rebuild, "{drift}: {change:?}");
+            let kind = match &change {
+                Diff::Same => "nothing",
+                Diff::Elements(_) => "elements",
+                Diff::Parts(_) => "parts",
+                Diff::Rebuild => "all",
+            };
+            assert_eq!(kind, wanted, "{drift}: {change:?}");
             commit(&mut socket, &change.transaction(&table));
             assert_eq!(socket.table(&table.key).unwrap().as_ref(), Some(&table), "{drift}");
         }

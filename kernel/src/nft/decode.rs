@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use super::encode::{
-    DATA_VERDICT, ELEM_INTERVAL_END, LOOKUP_INVERT, REG_VERDICT, TABLE_DORMANT, nat_flag, reject_type,
-    set_flag, verdict_code,
+use super::encode::expression::{
+    HASH_JENKINS, LOOKUP_INVERT, NFPROTO_IPV4, NFPROTO_IPV6, REG_VERDICT, nat_flag, reject_type,
 };
+use super::encode::{DATA_VERDICT, ELEM_INTERVAL_END, TABLE_DORMANT, set_flag, verdict_code};
 use super::wire::{Attr, Attrs, Malformed};
 use super::{
-    BadReg, Base, Chain, ChainKind, ChainName, CmpOp, Comment, CtKey, DataType, Elements, Expr, FibFlags,
-    FibResult, Hook, Key, KeyType, MetaKey, PayloadBase, Policy, Reg, Reject, Rule, SetName, SetSpec,
-    TableName, Value, Verdict,
+    BadReg, Base, Chain, ChainKind, ChainName, CmpOp, Comment, CtKey, DataType, DynsetOp, Elements, Expr,
+    FibFlags, FibResult, Hook, Key, KeyType, MetaKey, NatEnd, NumgenKind, PayloadBase, Policy, Reg, Reject,
+    Rule, SetName, SetSpec, TableName, Value, Verdict,
 };
 
 impl From<BadReg> for Malformed {
@@ -91,12 +91,8 @@ pub(super) fn set(attrs: Attrs<'_>) -> Result<(SetName, SetSpec), Malformed> {
     let id = attrs.find_be32(4)?.unwrap_or(0);
     let key = KeyType::observed(id, attrs.need(5)?.be32()?);
     let value = match attrs.find_be32(6)?.filter(|_| on(set_flag::MAP)) {
-        Some(DATA_VERDICT) => Some(DataType::Verdict),
-        Some(id) => {
-            let len = attrs.find_be32(7)?.unwrap_or(0);
-            let known = DataType::from_id(id).filter(|known| known.len() == len);
-            Some(known.unwrap_or(DataType::Other { id, len }))
-        }
+        Some(DATA_VERDICT) => Some(DataType::Verdict.into()),
+        Some(id) => Some(KeyType::observed(id, attrs.find_be32(7)?.unwrap_or(0))),
         None => None,
     };
     let size = match attrs.find(9)? {
@@ -292,6 +288,59 @@ fn known_expression(name: &[u8], data: Attrs<'_>) -> Result<Option<Expr>, Malfor
                 fully_random: on(nat_flag::FULLY_RANDOM),
                 persistent: on(nat_flag::PERSISTENT),
             })
+        }
+        b"numgen" => NumgenKind::from_raw(number(3)?)
+            .map(|kind| {
+                let offset = data.find_be32(4)?.unwrap_or(0);
+                Ok::<_, Malformed>(Expr::Numgen { kind, modulus: number(2)?, offset, to: reg(1)? })
+            })
+            .transpose()?,
+        b"hash" if data.find_be32(7)?.unwrap_or(HASH_JENKINS) == HASH_JENKINS && !has(8)? => {
+            Some(Expr::Hash {
+                from: reg(1)?,
+                to: reg(2)?,
+                len: number(3)?,
+                modulus: number(4)?,
+                seed: data.find_be32(5)?.unwrap_or(0),
+                offset: data.find_be32(6)?.unwrap_or(0),
+            })
+        }
+        b"nat" => {
+            let ipv6 = match number(2)? {
+                NFPROTO_IPV4 => false,
+                NFPROTO_IPV6 => true,
+                _ => return Ok(None),
+            };
+            // The kernel shows the end of a range even where it is its beginning.
+            let is_range = |min: u16, max: u16| {
+                Ok::<_, Malformed>(
+                    data.find_be32(max)?.is_some_and(|end| data.find_be32(min) != Ok(Some(end))),
+                )
+            };
+            let plain = data.find_be32(7)?.unwrap_or(0) & !nat_flag::IMPLIED == 0
+                && has(3)?
+                && !is_range(3, 4)?
+                && !is_range(5, 6)?;
+            match NatEnd::from_raw(number(1)?).filter(|_| plain) {
+                Some(end) => {
+                    let port = has(5)?.then(|| reg(5)).transpose()?;
+                    Some(Expr::Nat { end, ipv6, addr: reg(3)?, port })
+                }
+                None => None,
+            }
+        }
+        b"dynset" if !has(7)? && !has(10)? && data.find_be32(9)?.unwrap_or(0) == 0 => {
+            let timeout = data.find(6)?.map(|attr| attr.be64()).transpose()?.filter(|ms| *ms != 0);
+            match DynsetOp::from_raw(number(3)?) {
+                Some(op) => Some(Expr::Dynset {
+                    op,
+                    set: SetName::observed(data.need(1)?.string()),
+                    key: reg(4)?,
+                    value: has(5)?.then(|| reg(5)).transpose()?,
+                    timeout: timeout.map(Duration::from_millis),
+                }),
+                None => None,
+            }
         }
         b"reject" => {
             let code = data.find(2)?.and_then(|code| code.value.first().copied()).unwrap_or(0);

@@ -1,11 +1,15 @@
 //! Transactions as netlink messages, with a note of what each message was about.
 
+pub(super) mod expression;
+
+use std::time::Duration;
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use super::wire::{BATCH_BEGIN, BATCH_END, Head, SUBSYSTEM, Writer, msg};
 use super::{
-    Base, Comment, DataType, Elements, Expr, Key, MetaKey, Object, PayloadBase, Reg, Reject, Rule, SetSpec,
-    Step, TableKey, Transaction, Value, Verdict,
+    Base, Comment, DataType, Elements, Key, KeyType, Object, Rule, SetSpec, Step, TableKey, Transaction,
+    Value, Verdict,
 };
 
 /// Elements of one message stand in one attribute, which has at most 64 KiB. One element needs less
@@ -98,6 +102,18 @@ impl Batch {
                     user_comment(w, 12, 0, comment.as_ref());
                 });
             }
+            Step::FlushChain(table, chain) => {
+                let object = Object::Chain(table.clone(), chain.clone());
+                self.message(msg::DELRULE, ack, table, object, |w| w.string(2, chain.as_str()));
+            }
+            Step::DeleteChain(table, chain) => {
+                let object = Object::Chain(table.clone(), chain.clone());
+                self.message(msg::DELCHAIN, ack, table, object, |w| w.string(3, chain.as_str()));
+            }
+            Step::DeleteSet(table, set) => {
+                let object = Object::Set(table.clone(), set.clone());
+                self.message(msg::DELSET, ack, table, object, |w| w.string(2, set.as_str()));
+            }
             Step::AddRule { table, chain, rule } => {
                 let earlier =
                     |object: &&Object| matches!(object, Object::Rule(t, c, ..) if t == table && c == chain);
@@ -188,7 +204,7 @@ fn base_chain(w: &mut Writer, base: &Base) {
 fn rule_body(w: &mut Writer, rule: &Rule) {
     w.nest(4, |w| {
         for expr in &rule.exprs {
-            w.nest(1, |w| expression(w, expr));
+            w.nest(1, |w| expression::expression(w, expr));
         }
     });
     user_comment(w, 7, 0, rule.comment.as_ref());
@@ -219,8 +235,8 @@ fn set_body(w: &mut Writer, spec: &SetSpec, id: u32) {
     w.be32(3, flags | spec.other_flags);
     w.be32(4, spec.key.id());
     w.be32(5, spec.key.len());
-    match spec.value {
-        Some(DataType::Verdict) => {
+    match &spec.value {
+        Some(value) if value.is_verdict() => {
             w.be32(6, DATA_VERDICT);
             w.be32(7, 0);
         }
@@ -246,9 +262,13 @@ fn set_body(w: &mut Writer, spec: &SetSpec, id: u32) {
     }
     w.be32(10, id);
     if let Some(timeout) = spec.timeout {
-        w.be64(11, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        w.be64(11, milliseconds(timeout));
     }
     w.bytes(13, &set_userdata(spec));
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What `nft list` needs to know beside the types (libnftnl's `NFTNL_UDATA_SET_*`): byte orders,
@@ -258,16 +278,16 @@ fn set_userdata(spec: &SetSpec) -> Vec<u8> {
     const DATA_BYTE_ORDER: u8 = 1;
     const COMMENT: u8 = 7;
     let mut data = Vec::new();
-    let key_order = match spec.key.0.as_slice() {
+    let order = |of: &KeyType| match of.0.as_slice() {
+        [DataType::Verdict] => 0,
         [one] => one.byte_order(),
         _ => 0,
     };
     data.extend([KEY_BYTE_ORDER, 4]);
-    data.extend(key_order.to_ne_bytes());
-    if let Some(value) = spec.value {
-        let order = if value == DataType::Verdict { 0 } else { value.byte_order() };
+    data.extend(order(&spec.key).to_ne_bytes());
+    if let Some(value) = &spec.value {
         data.extend([DATA_BYTE_ORDER, 4]);
-        data.extend(order.to_ne_bytes());
+        data.extend(order(value).to_ne_bytes());
     }
     if let Some(comment) = &spec.comment {
         comment_userdata(&mut data, COMMENT, comment);
@@ -354,121 +374,4 @@ fn verdict_data(w: &mut Writer, verdict: &Verdict) {
             w.string(2, chain.as_str());
         }
     });
-}
-
-/// `NFT_REG_VERDICT`.
-pub(super) const REG_VERDICT: u32 = 0;
-/// `NFT_LOOKUP_F_INV`.
-pub(super) const LOOKUP_INVERT: u32 = 1;
-
-/// `NF_NAT_RANGE_*` (include/uapi/linux/netfilter/nf_nat.h).
-pub(super) mod nat_flag {
-    pub(crate) const RANDOM: u32 = 1 << 2;
-    pub(crate) const PERSISTENT: u32 = 1 << 3;
-    pub(crate) const FULLY_RANDOM: u32 = 1 << 4;
-}
-
-fn expression(w: &mut Writer, expr: &Expr) {
-    let (name, body): (&str, &dyn Fn(&mut Writer)) = match expr {
-        Expr::Meta { key, to } => ("meta", &|w| meta(w, *key, 1, *to)),
-        Expr::SetMeta { key, from } => ("meta", &|w| meta(w, *key, 3, *from)),
-        Expr::Payload { base, offset, len, to } => ("payload", &|w| payload(w, *base, *offset, *len, *to)),
-        Expr::Cmp { reg, op, value } => ("cmp", &|w| {
-            w.be32(1, reg.raw());
-            w.be32(2, op.raw());
-            w.nest(3, |w| w.bytes(1, value));
-        }),
-        Expr::Range { reg, invert, from, to } => ("range", &|w| {
-            w.be32(1, reg.raw());
-            w.be32(2, u32::from(*invert));
-            w.nest(3, |w| w.bytes(1, from));
-            w.nest(4, |w| w.bytes(1, to));
-        }),
-        Expr::Bitwise { from, to, mask, xor } => ("bitwise", &|w| {
-            w.be32(1, from.raw());
-            w.be32(2, to.raw());
-            w.be32(3, u32::try_from(mask.len()).unwrap_or(u32::MAX));
-            w.nest(4, |w| w.bytes(1, mask));
-            w.nest(5, |w| w.bytes(1, xor));
-        }),
-        Expr::Lookup { set, key, invert } => ("lookup", &|w| {
-            w.string(1, set.as_str());
-            w.be32(2, key.raw());
-            w.be32(5, if *invert { LOOKUP_INVERT } else { 0 });
-        }),
-        Expr::MapLookup { map, key, to } => ("lookup", &|w| {
-            w.string(1, map.as_str());
-            w.be32(2, key.raw());
-            w.be32(3, to.raw());
-        }),
-        Expr::VerdictMap { map, key } => ("lookup", &|w| {
-            w.string(1, map.as_str());
-            w.be32(2, key.raw());
-            w.be32(3, REG_VERDICT);
-        }),
-        Expr::Immediate { to, value } => ("immediate", &|w| {
-            w.be32(1, to.raw());
-            w.nest(2, |w| w.bytes(1, value));
-        }),
-        Expr::Verdict(verdict) => ("immediate", &|w| {
-            w.be32(1, REG_VERDICT);
-            w.nest(2, |w| verdict_data(w, verdict));
-        }),
-        Expr::Ct { key, to } => ("ct", &|w| {
-            w.be32(1, to.raw());
-            w.be32(2, key.raw());
-        }),
-        Expr::Counter => ("counter", &|_| {}),
-        Expr::Masquerade { random, fully_random, persistent } => ("masq", &|w| {
-            let flags = [
-                (*random, nat_flag::RANDOM),
-                (*fully_random, nat_flag::FULLY_RANDOM),
-                (*persistent, nat_flag::PERSISTENT),
-            ];
-            w.be32(1, flags.into_iter().filter_map(|(on, flag)| on.then_some(flag)).sum());
-        }),
-        Expr::Reject(how) => ("reject", &|w| reject(w, *how)),
-        Expr::Fib { flags, result, to } => ("fib", &|w| {
-            w.be32(1, to.raw());
-            w.be32(2, result.raw());
-            w.be32(3, flags.raw());
-        }),
-        Expr::Notrack => ("notrack", &|_| {}),
-        Expr::Unknown { name, raw } => {
-            w.string(1, name);
-            w.nest(2, |w| w.raw(raw));
-            return;
-        }
-    };
-    w.string(1, name);
-    w.nest(2, body);
-}
-
-fn meta(w: &mut Writer, key: MetaKey, attr: u16, reg: Reg) {
-    w.be32(2, key.raw());
-    w.be32(attr, reg.raw());
-}
-
-fn payload(w: &mut Writer, base: PayloadBase, offset: u32, len: u32, to: Reg) {
-    w.be32(1, to.raw());
-    w.be32(2, base.raw());
-    w.be32(3, offset);
-    w.be32(4, len);
-}
-
-/// `NFT_REJECT_*`.
-pub(super) mod reject_type {
-    pub(crate) const ICMP: u32 = 0;
-    pub(crate) const TCP_RESET: u32 = 1;
-    pub(crate) const ICMPX: u32 = 2;
-}
-
-fn reject(w: &mut Writer, how: Reject) {
-    let (kind, code) = match how {
-        Reject::Icmp(code) => (reject_type::ICMP, code),
-        Reject::TcpReset => (reject_type::TCP_RESET, 0),
-        Reject::Icmpx(code) => (reject_type::ICMPX, code),
-    };
-    w.be32(1, kind);
-    w.bytes(2, &[code]);
 }

@@ -1,5 +1,7 @@
 //! What a rule is made of: load something into a register, compare it, look it up, decide.
 
+use std::time::Duration;
+
 use super::{ChainName, SetName};
 
 /// One step of a rule. A comparison or lookup that fails ends the rule; so does a load of bytes
@@ -105,6 +107,56 @@ pub enum Expr {
     },
     /// Counts packets and bytes. What it has counted is read with `Nft::counters`.
     Counter,
+    /// Writes a number into a register: a random one for each packet, or the next.
+    Numgen {
+        /// How.
+        kind: NumgenKind,
+        /// Numbers lie below it.
+        modulus: u32,
+        /// Added to each.
+        offset: u32,
+        /// Into which register, four bytes in the host's order.
+        to: Reg,
+    },
+    /// Writes a hash of some bytes into a register (`jhash`).
+    Hash {
+        /// The first register that is hashed.
+        from: Reg,
+        /// How many bytes from there on.
+        len: u32,
+        /// Hashes lie below it.
+        modulus: u32,
+        /// What the hash begins with; it makes one hash differ from another.
+        seed: u32,
+        /// Added to each.
+        offset: u32,
+        /// Into which register, four bytes in the host's order.
+        to: Reg,
+    },
+    /// Gives the connection another source or destination. In a chain of kind `Nat` only.
+    Nat {
+        /// Which of both.
+        end: NatEnd,
+        /// Of IPv6, not of IPv4.
+        ipv6: bool,
+        /// The register that has the address.
+        addr: Reg,
+        /// The register that has the port; without one the port stays, if it can.
+        port: Option<Reg>,
+    },
+    /// Lets the packet put an element into a set or map, or take it out.
+    Dynset {
+        /// What.
+        op: DynsetOp,
+        /// The set or map, which must be `dynamic`.
+        set: SetName,
+        /// The first register of the key.
+        key: Reg,
+        /// The first register of the value, if it is a map.
+        value: Option<Reg>,
+        /// How long the element stays; `None`: as long as the set says.
+        timeout: Option<Duration>,
+    },
     /// Gives the connection the address of the link it leaves by.
     Masquerade {
         /// A random port (`NF_NAT_RANGE_PROTO_RANDOM`).
@@ -216,6 +268,9 @@ macro_rules! numbered {
 numbered! {
     /// What is known about a packet (`NFT_META_*`).
     pub enum MetaKey {
+        /// Its priority for queues, four bytes in the host's order; routing gives a forwarded packet
+        /// a new one.
+        Priority = 2,
         /// Its mark, four bytes in the host's order.
         Mark = 3,
         /// The name of the link it came by, 16 bytes.
@@ -266,6 +321,32 @@ numbered! {
         Status = 2,
         /// Its mark, four bytes in the host's order.
         Mark = 3,
+    }
+
+    /// Where a number comes from (`NFT_NG_*`).
+    pub enum NumgenKind {
+        /// Each is the one before plus one.
+        Incremental = 0,
+        /// Random.
+        Random = 1,
+    }
+
+    /// Which end of a connection is translated (`NFT_NAT_*`).
+    pub enum NatEnd {
+        /// The source.
+        Source = 0,
+        /// The destination.
+        Destination = 1,
+    }
+
+    /// What a packet does with a set (`NFT_DYNSET_OP_*`).
+    pub enum DynsetOp {
+        /// Adds an element; one that is there stays as it is. The rule ends if the set is full.
+        Add = 0,
+        /// Adds an element, or begins its time anew. The rule ends if the set is full.
+        Update = 1,
+        /// Deletes an element.
+        Delete = 2,
     }
 
     /// What the routing tables are asked for (`NFT_FIB_RESULT_*`).

@@ -3,7 +3,7 @@
 //! - [`Table`] with its [`Chain`]s, [`Set`]s and [`Rule`]s is what should be, or is: ordered and
 //!   comparable. A [`Rule`] is a list of [`Expr`]s, built with [`Rule::is`] and its kin.
 //! - [`diff`] says what leads from an observed table to a desired one: nothing, a few set elements,
-//!   or a new table; [`Transaction`] is that as one all-or-nothing batch.
+//!   chains and sets, or a new table; [`Transaction`] is that as one all-or-nothing batch.
 //! - [`Nft`] commits transactions and reads tables back; [`Events`] tells who changed what.
 //!
 //! Why an encoder of our own: the two crates there are either lack half of the expressions that
@@ -28,9 +28,12 @@ mod transaction;
 mod wire;
 
 pub use connection::{CommitError, CounterReading, DumpError, Nft, Refusal};
-pub use diff::{Diff, diff};
+pub use diff::{Diff, ElementDiff, Parts, diff};
 pub use events::{Event, Events};
-pub use expr::{BadReg, CmpOp, CtKey, Expr, FibFlags, FibResult, MetaKey, PayloadBase, Reg, Reject, Verdict};
+pub use expr::{
+    BadReg, CmpOp, CtKey, DynsetOp, Expr, FibFlags, FibResult, MetaKey, NatEnd, NumgenKind, PayloadBase, Reg,
+    Reject, Verdict,
+};
 pub use names::{BadName, ChainName, Comment, SetName, TableName};
 pub use rule::{KeyField, Rule, Selector};
 pub use set::{DataType, Elements, Key, KeyType, Part, Set, SetSpec, Value, merge_networks};

@@ -34,6 +34,10 @@ pub enum Selector {
     OifName,
     /// The packet's mark.
     Mark,
+    /// The packet's priority for queues.
+    Priority,
+    /// The transport protocol.
+    L4Proto,
     /// The connection's state.
     CtState,
     /// Source MAC; needs [`Rule::from_ethernet`].
@@ -46,9 +50,9 @@ pub enum Selector {
     Ip6Saddr,
     /// IPv6 destination.
     Ip6Daddr,
-    /// UDP destination port.
+    /// UDP destination port, or that of any transport protocol with ports: they all have it there.
     UdpDport,
-    /// UDP source port.
+    /// UDP source port, likewise.
     UdpSport,
     /// Any bytes.
     Payload {
@@ -70,6 +74,8 @@ impl Selector {
             Self::IifName => Expr::Meta { key: MetaKey::IifName, to },
             Self::OifName => Expr::Meta { key: MetaKey::OifName, to },
             Self::Mark => Expr::Meta { key: MetaKey::Mark, to },
+            Self::Priority => Expr::Meta { key: MetaKey::Priority, to },
+            Self::L4Proto => Expr::Meta { key: MetaKey::L4Proto, to },
             Self::CtState => Expr::Ct { key: CtKey::State, to },
             // Offsets: Ethernet (IEEE 802.3), IPv4 (RFC 791), IPv6 (RFC 8200), UDP (RFC 768).
             Self::EtherSaddr => payload(Link, 6, 6),
@@ -336,6 +342,11 @@ impl Rule {
             IpNetwork::V4(net) => self.masked(selector, net.mask().octets(), op, net.network().octets()),
             IpNetwork::V6(net) => self.masked(selector, net.mask().octets(), op, net.network().octets()),
         }
+    }
+
+    /// Loads something about the packet into a register.
+    pub fn load(self, selector: Selector, to: Reg) -> Self {
+        self.then(selector.load(to))
     }
 
     fn load_key<const N: usize>(mut self, key: [impl Into<KeyField>; N]) -> Self {

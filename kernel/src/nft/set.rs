@@ -28,7 +28,7 @@ pub struct SetSpec {
     /// The fields of its keys.
     pub key: KeyType,
     /// What a key leads to; `None` for a plain set.
-    pub value: Option<DataType>,
+    pub value: Option<KeyType>,
     /// Keys may be ranges. With several fields each field may be one (the kernel's pipapo set).
     pub interval: bool,
     /// Packets add elements; what it holds then is nobody's desired state.
@@ -64,8 +64,8 @@ impl SetSpec {
     }
 
     /// The same as a map to `value`.
-    pub fn to(self, value: DataType) -> Self {
-        Self { value: Some(value), ..self }
+    pub fn to(self, value: impl Into<KeyType>) -> Self {
+        Self { value: Some(value.into()), ..self }
     }
 
     /// The same with a remark.
@@ -166,14 +166,31 @@ impl DataType {
     }
 }
 
-/// The fields of a set's keys, in order.
+/// The fields of a set's keys, or of a map's values, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyType(pub Vec<DataType>);
+
+impl From<DataType> for KeyType {
+    fn from(one: DataType) -> Self {
+        Self(vec![one])
+    }
+}
+
+impl<const N: usize> From<[DataType; N]> for KeyType {
+    fn from(fields: [DataType; N]) -> Self {
+        Self(fields.into())
+    }
+}
 
 /// Bits that each field's number takes in a concatenation's (`TYPE_BITS`, nftables).
 const TYPE_BITS: u32 = 6;
 
 impl KeyType {
+    /// What a verdict map leads to.
+    pub fn is_verdict(&self) -> bool {
+        self.0 == [DataType::Verdict]
+    }
+
     /// The number that `nft` knows this combination by.
     pub(super) fn id(&self) -> u32 {
         self.0.iter().fold(0, |id, field| (id << TYPE_BITS) | field.id())

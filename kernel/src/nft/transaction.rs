@@ -35,6 +35,12 @@ pub enum Step {
         /// Its remark.
         comment: Option<Comment>,
     },
+    /// Deletes a chain's rules. `ENOENT` if there is no such chain.
+    FlushChain(TableKey, ChainName),
+    /// Deletes a chain with its rules. `EBUSY` while something jumps to it.
+    DeleteChain(TableKey, ChainName),
+    /// Deletes a set with its elements. `EBUSY` while a rule looks into it.
+    DeleteSet(TableKey, SetName),
     /// Adds a rule at a chain's end.
     AddRule {
         /// Of this table.
@@ -214,6 +220,9 @@ impl fmt::Display for Step {
             Self::AddTable { table, .. } => write!(f, "add table {table}"),
             Self::DeleteTable(table) => write!(f, "delete table {table}"),
             Self::AddChain { table, chain, .. } => write!(f, "add chain {table} {chain}"),
+            Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
+            Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
+            Self::DeleteSet(table, set) => write!(f, "delete set {table} {set}"),
             Self::AddRule { table, chain, rule: Rule { comment: Some(comment), .. } } => {
                 write!(f, "add rule {table} {chain} \"{comment}\"")
             }

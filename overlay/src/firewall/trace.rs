@@ -125,9 +125,11 @@ fn evaluate(table: &Table, rule: &Rule, packet: &Packet) -> Outcome {
                 store(&mut registers, *to, &known(&RTN_LOCAL.to_ne_bytes()))
             }
             Expr::Immediate { to, value } => store(&mut registers, *to, &known(value)),
-            Expr::Ct { to, .. } | Expr::Fib { to, .. } | Expr::MapLookup { to, .. } => {
-                store(&mut registers, *to, &[None; 4])
-            }
+            Expr::Ct { to, .. }
+            | Expr::Fib { to, .. }
+            | Expr::MapLookup { to, .. }
+            | Expr::Numgen { to, .. }
+            | Expr::Hash { to, .. } => store(&mut registers, *to, &[None; 4]),
             Expr::Bitwise { from, to, mask, xor } => {
                 let source = load(&registers, *from, mask.len());
                 let bits = source.into_iter().zip(mask.iter().zip(xor));
@@ -152,8 +154,8 @@ fn evaluate(table: &Table, rule: &Rule, packet: &Packet) -> Outcome {
             }
             Expr::Verdict(verdict) => return Outcome::Verdict(verdict.clone()),
             Expr::Reject(_) => return Outcome::Rejected,
-            Expr::Counter | Expr::Notrack | Expr::SetMeta { .. } => true,
-            Expr::Masquerade { .. } => return Outcome::Verdict(Verdict::Accept),
+            Expr::Counter | Expr::Notrack | Expr::SetMeta { .. } | Expr::Dynset { .. } => true,
+            Expr::Masquerade { .. } | Expr::Nat { .. } => return Outcome::Verdict(Verdict::Accept),
             Expr::Unknown { name, .. } => name == "log",
         };
         if !goes_on {
@@ -177,7 +179,7 @@ fn meta(packet: &Packet, key: MetaKey) -> Vec<Option<u8>> {
         MetaKey::OifName => name(&packet.oifname),
         MetaKey::NfProto => known(&[if packet.saddr.is_ipv4() { 2 } else { 10 }]),
         MetaKey::L4Proto => known(&[17]),
-        MetaKey::Mark => known(&[0; 4]),
+        MetaKey::Mark | MetaKey::Priority => known(&[0; 4]),
         MetaKey::IifType => vec![None; 2],
     }
 }
