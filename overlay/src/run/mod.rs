@@ -185,7 +185,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         outcomes,
         kernel,
         filter,
-        forwarding: Forwarding::new(),
+        forwarding: Forwarding::new(&trigger),
         settings: Settings::new(&state_dir),
         records: Records::new(&state_dir),
         files: Files::new(&options),
