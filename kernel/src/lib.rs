@@ -1,9 +1,11 @@
-//! Linux, typed and without policy: links, routes, neighbours, FDB, nftables, namespaces, sysctls, TUN.
+//! Linux, typed and without policy: links, routes, neighbours, FDB, nftables, connection tracking,
+//! namespaces, sysctls, TUN.
 //!
 //! Nothing here decides. [`net`] holds plain data about a host's network, a seam ([`net::Net`]) to
 //! read and change it, the real kernel behind it and an honest fake. [`nft`] speaks nftables over
-//! netlink. The rest is small: [`netns`], [`sysctl`], [`offload`], [`tun`].
+//! netlink, [`conntrack`] connection tracking. The rest is small: [`netns`], [`sysctl`], [`offload`], [`tun`].
 
+pub mod conntrack;
 pub mod net;
 pub mod netns;
 pub mod nft;

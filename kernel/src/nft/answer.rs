@@ -7,7 +7,7 @@ use super::wire::{Attrs, Malformed, Message, Messages};
 use super::{Key, Object};
 
 /// `NLMSG_ERROR`.
-pub(super) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 /// `NLM_F_ACK_TLVS`: the error is followed by attributes.
 const NLM_F_ACK_TLVS: u16 = 0x200;
 /// `NLMSGERR_ATTR_MSG`, `NLMSGERR_ATTR_OFFS`.
@@ -15,15 +15,15 @@ const ERROR_TEXT: u16 = 1;
 const ERROR_OFFSET: u16 = 2;
 
 /// `NLMSG_ERROR`: an error or, with number 0, an acknowledgement.
-pub(super) struct Answer {
-    pub(super) error: Option<io::Error>,
-    pub(super) text: Option<String>,
+pub(crate) struct Answer {
+    pub(crate) error: Option<io::Error>,
+    pub(crate) text: Option<String>,
     /// Where in the refused message the fault is.
     offset: Option<usize>,
 }
 
 impl Answer {
-    pub(super) fn read(message: &Message<'_>) -> Result<Self, Malformed> {
+    pub(crate) fn read(message: &Message<'_>) -> Result<Self, Malformed> {
         if message.kind != NLMSG_ERROR {
             return Err(Malformed("no answer"));
         }

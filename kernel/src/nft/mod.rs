@@ -13,7 +13,7 @@
 //!
 //! A socket belongs to the network namespace of the thread that opened it.
 
-mod answer;
+pub(crate) mod answer;
 mod connection;
 mod decode;
 mod diff;
@@ -25,7 +25,7 @@ mod rule;
 mod set;
 mod table;
 mod transaction;
-mod wire;
+pub(crate) mod wire;
 
 pub use connection::{CommitError, CounterReading, DumpError, Nft, Refusal};
 pub use diff::{Diff, ElementDiff, Parts, diff};

@@ -13,14 +13,14 @@ const NF_HEADER: usize = 4;
 const ATTR_HEADER: usize = 4;
 
 /// `NFNL_SUBSYS_NFTABLES` in a message type's upper byte.
-pub(super) const SUBSYSTEM: u16 = 10;
+pub(crate) const SUBSYSTEM: u16 = 10;
 /// `NFNL_MSG_BATCH_BEGIN`.
-pub(super) const BATCH_BEGIN: u16 = 0x10;
+pub(crate) const BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
-pub(super) const BATCH_END: u16 = 0x11;
+pub(crate) const BATCH_END: u16 = 0x11;
 
 /// `enum nf_tables_msg_types`.
-pub(super) mod msg {
+pub(crate) mod msg {
     pub(crate) const NEWTABLE: u16 = 0;
     pub(crate) const GETTABLE: u16 = 1;
     pub(crate) const DELTABLE: u16 = 2;
@@ -47,29 +47,29 @@ pub struct Malformed(pub &'static str);
 
 /// What stands at the head of a message.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     /// The whole message type, subsystem included.
-    pub(super) kind: u16,
+    pub(crate) kind: u16,
     /// `NLM_F_*` beside `NLM_F_REQUEST`.
-    pub(super) flags: u16,
+    pub(crate) flags: u16,
     /// Comes back with the answer.
-    pub(super) seq: u32,
+    pub(crate) seq: u32,
     /// `nfgenmsg`'s family.
-    pub(super) family: u8,
+    pub(crate) family: u8,
     /// `nfgenmsg`'s resource id.
-    pub(super) resource: u16,
+    pub(crate) resource: u16,
 }
 
 /// Messages to be sent, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
     too_long: bool,
 }
 
 impl Writer {
     /// Writes one message.
-    pub(super) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend(0u32.to_ne_bytes());
         self.bytes.extend(head.kind.to_ne_bytes());
@@ -87,27 +87,27 @@ impl Writer {
     }
 
     /// Writes an attribute that holds attributes.
-    pub(super) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         let start = self.open(kind | NLA_F_NESTED);
         body(self);
         self.close(start);
     }
 
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
         let start = self.open(kind);
         self.bytes.extend(value);
         self.close(start);
     }
 
-    pub(super) fn be32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn be64(&mut self, kind: u16, value: u64) {
+    pub(crate) fn be64(&mut self, kind: u16, value: u64) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn string(&mut self, kind: u16, value: &str) {
+    pub(crate) fn string(&mut self, kind: u16, value: &str) {
         let start = self.open(kind);
         self.bytes.extend(value.as_bytes());
         self.bytes.push(0);
@@ -115,12 +115,12 @@ impl Writer {
     }
 
     /// Attributes that were written before.
-    pub(super) fn raw(&mut self, attributes: &[u8]) {
+    pub(crate) fn raw(&mut self, attributes: &[u8]) {
         self.bytes.extend(attributes);
     }
 
     /// Adds flags to the message that begins at `start`.
-    pub(super) fn add_flags(&mut self, start: usize, flags: u16) {
+    pub(crate) fn add_flags(&mut self, start: usize, flags: u16) {
         let at = start + 6;
         if let Some(&[a, b]) = self.bytes.get(at..at + 2) {
             let all = u16::from_ne_bytes([a, b]) | flags;
@@ -128,17 +128,17 @@ impl Writer {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// Something was longer than its length field can say.
-    pub(super) fn is_too_long(&self) -> bool {
+    pub(crate) fn is_too_long(&self) -> bool {
         self.too_long
     }
 
     /// All messages; `None` if one attribute or message was longer than its length field can say.
-    pub(super) fn finish(self) -> Option<Vec<u8>> {
+    pub(crate) fn finish(self) -> Option<Vec<u8>> {
         (!self.too_long).then_some(self.bytes)
     }
 
@@ -167,35 +167,35 @@ impl Writer {
 
 /// One received message.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) seq: u32,
-    pub(super) port: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) seq: u32,
+    pub(crate) port: u32,
     /// What follows the netlink header.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// The nftables message type, if it is one.
-    pub(super) fn nft(&self) -> Option<u16> {
+    pub(crate) fn nft(&self) -> Option<u16> {
         (self.kind >> 8 == SUBSYSTEM).then_some(self.kind & 0xff)
     }
 
     /// `nfgenmsg`'s family.
-    pub(super) fn family(&self) -> Result<u8, Malformed> {
+    pub(crate) fn family(&self) -> Result<u8, Malformed> {
         self.body.first().copied().ok_or(Malformed("no family"))
     }
 
     /// The attributes behind `nfgenmsg`.
-    pub(super) fn attrs(&self) -> Attrs<'a> {
+    pub(crate) fn attrs(&self) -> Attrs<'a> {
         Attrs(self.body.get(NF_HEADER..).unwrap_or_default())
     }
 }
 
 /// Goes through the messages of one datagram.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Result<Message<'a>, Malformed>;
@@ -226,39 +226,39 @@ impl<'a> Iterator for Messages<'a> {
 
 /// One received attribute.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attr<'a> {
-    pub(super) kind: u16,
-    pub(super) value: &'a [u8],
+pub(crate) struct Attr<'a> {
+    pub(crate) kind: u16,
+    pub(crate) value: &'a [u8],
 }
 
 impl<'a> Attr<'a> {
-    pub(super) fn be32(&self) -> Result<u32, Malformed> {
+    pub(crate) fn be32(&self) -> Result<u32, Malformed> {
         let bytes = self.value.try_into().map_err(|_| Malformed("a number does not have four bytes"))?;
         Ok(u32::from_be_bytes(bytes))
     }
 
-    pub(super) fn be64(&self) -> Result<u64, Malformed> {
+    pub(crate) fn be64(&self) -> Result<u64, Malformed> {
         let bytes = self.value.try_into().map_err(|_| Malformed("a number does not have eight bytes"))?;
         Ok(u64::from_be_bytes(bytes))
     }
 
     /// A string without its NUL.
-    pub(super) fn string(&self) -> &'a [u8] {
+    pub(crate) fn string(&self) -> &'a [u8] {
         self.value.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    pub(super) fn attrs(&self) -> Attrs<'a> {
+    pub(crate) fn attrs(&self) -> Attrs<'a> {
         Attrs(self.value)
     }
 }
 
 /// Goes through attributes that stand one after the other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attrs<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attrs<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attrs<'a> {
     /// The first attribute of this kind.
-    pub(super) fn find(self, kind: u16) -> Result<Option<Attr<'a>>, Malformed> {
+    pub(crate) fn find(self, kind: u16) -> Result<Option<Attr<'a>>, Malformed> {
         for attr in self {
             let attr = attr?;
             if attr.kind == kind {
@@ -269,12 +269,12 @@ impl<'a> Attrs<'a> {
     }
 
     /// The same where it must be there.
-    pub(super) fn need(self, kind: u16) -> Result<Attr<'a>, Malformed> {
+    pub(crate) fn need(self, kind: u16) -> Result<Attr<'a>, Malformed> {
         self.find(kind)?.ok_or(Malformed("an attribute is missing"))
     }
 
     /// The number in it, if it is there.
-    pub(super) fn find_be32(self, kind: u16) -> Result<Option<u32>, Malformed> {
+    pub(crate) fn find_be32(self, kind: u16) -> Result<Option<u32>, Malformed> {
         self.find(kind)?.map(|attr| attr.be32()).transpose()
     }
 }
