@@ -8,8 +8,9 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use weft_kernel::netns::{NetNs, run_in};
 use weft_overlay::attach::range::Range;
+use weft_overlay::attach::records::Records;
 use weft_overlay::attach::site::{Mode, Site};
-use weft_overlay::attach::{AttachError, Attacher};
+use weft_overlay::attach::{AttachError, Attacher, Expected};
 use weft_overlay::cni;
 
 /// A host in a namespace of its own, with a daemon's offer and nothing else.
@@ -32,6 +33,7 @@ impl Host {
         let bridge = (mode == Mode::Bridge).then(|| Site::bridge_name("weft").to_string());
         let site = Site {
             network: "weft".into(),
+            networks: vec!["10.42.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
             ranges: subnets.iter().filter_map(|subnet| Range::of_subnet(*subnet)).collect(),
             subnets,
             mtu: 1450,
@@ -131,7 +133,7 @@ fn pods_reach_each_other(mode: Mode, tag: &str) {
         assert!(b.pings(*addr), "b to {addr}");
         assert!(output(&host.ns, &format!("ping -n -c 1 -W 5 {addr}")).is_ok(), "host to {addr}");
     }
-    let expected = host.inside(|| host.attacher().check("a", "eth0", &a.path(), &[]));
+    let expected = host.inside(|| host.attacher().check("a", "eth0", &a.path(), &Expected::default()));
     expected.unwrap();
     for id in ["a", "b", "b"] {
         host.inside(|| host.attacher().detach(id, "eth0")).unwrap();
@@ -228,11 +230,17 @@ fn the_cni_plugin_serves_a_pods_whole_life() {
     assert!(call(&host, "ADD", "b", Some(&b), json!({})).1);
     assert_eq!(call(&host, "CHECK", "a", Some(&a), json!({"prevResult": result})), (None, true));
 
-    // Somebody takes the route away: CHECK says so.
-    host.ip("route del 10.42.7.2/32");
-    let (refusal, ok) = call(&host, "CHECK", "a", Some(&a), json!({"prevResult": result}));
-    assert!(!ok);
-    assert!(refusal.unwrap()["msg"].as_str().unwrap().contains("10.42.7.2/32"));
+    // Somebody takes the route away, or the way out of the pod: CHECK says so.
+    let broken = |missing: &str| {
+        let (refusal, ok) = call(&host, "CHECK", "a", Some(&a), json!({"prevResult": result}));
+        assert!(!ok && refusal.as_ref().unwrap()["msg"].as_str().unwrap().contains(missing), "{refusal:?}");
+    };
+    let host_route = host.ip("route show 10.42.7.2");
+    host.ip("route del 10.42.7.2");
+    broken("10.42.7.2/32");
+    host.ip(&format!("route add {}", host_route.trim()));
+    output(&a.ns, "ip route del default").unwrap();
+    broken("0.0.0.0/0 via 169.254.1.1");
 
     let keep_b = json!({"cni.dev/valid-attachments": [{"containerID": "b", "ifname": "eth0"}]});
     assert_eq!(call(&host, "GC", "", None, keep_b), (None, true));
@@ -244,4 +252,109 @@ fn the_cni_plugin_serves_a_pods_whole_life() {
     let (refusal, ok) = call(&host, "ADD", "a", Some(&a), json!({}));
     assert_eq!((refusal.unwrap()["code"].as_u64(), ok), (Some(11), false), "try again later");
     assert_eq!(call(&host, "STATUS", "", None, json!({})).0.unwrap()["code"], 50);
+}
+
+fn code(answer: (Option<Value>, bool)) -> Option<u64> {
+    let (answer, ok) = answer;
+    if ok { None } else { answer.expect("a refusal is never silent")["code"].as_u64() }
+}
+
+fn pods(host: &Host) -> Vec<String> {
+    let records = Records::new(&host.dir.path().join("state/weft")).list().unwrap();
+    let mut ids: Vec<String> = records.into_iter().map(|record| record.id).collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn an_interface_that_is_there_is_refused_and_stays() {
+    let host = Host::new(Mode::Routed);
+    let pod = Pod::new("cni-twice");
+    assert!(call(&host, "ADD", "a", Some(&pod), json!({})).1);
+    for id in ["a", "b"] {
+        assert_eq!(code(call(&host, "ADD", id, Some(&pod), json!({}))), Some(4), "{id}");
+    }
+    assert!(output(&host.ns, "ping -n -c 1 -W 5 10.42.7.2").is_ok());
+    assert_eq!(pods(&host), ["a"]);
+}
+
+/// Runtimes and weft itself share a network: each one's list names only its own.
+#[test]
+fn garbage_is_collected_in_the_name_it_was_attached_in() {
+    let host = Host::new(Mode::Routed);
+    let (a, b, c) = (Pod::new("gc-a"), Pod::new("gc-b"), Pod::new("gc-c"));
+    let others = json!({"name": "others"});
+    assert!(call(&host, "ADD", "a", Some(&a), json!({})).1);
+    assert!(call(&host, "ADD", "b", Some(&b), others).1);
+    host.attach(&c, "c");
+    let nothing = json!({"cni.dev/valid-attachments": [], "cni.dev/attachments": []});
+    assert_eq!(call(&host, "GC", "", None, nothing), (None, true));
+    assert_eq!(pods(&host), ["b", "c"]);
+}
+
+#[test]
+fn del_needs_neither_the_namespace_nor_the_daemon() {
+    let host = Host::new(Mode::Routed);
+    let before = host.objects();
+    let pod = Pod::new("cni-gone");
+    assert!(call(&host, "ADD", "a", Some(&pod), json!({})).1);
+    assert!(call(&host, "ADD", "b", Some(&Pod::new("cni-vanished")), json!({})).1);
+    std::fs::remove_file(Site::path(host.dir.path(), "weft")).unwrap();
+    for (id, pod) in [("a", Some(&pod)), ("a", None), ("b", None), ("never-added", None)] {
+        assert_eq!(call(&host, "DEL", id, pod, json!({})), (None, true), "{id}");
+    }
+    assert_eq!((host.objects(), pods(&host)), (before, vec![]));
+}
+
+/// After a reboot a runtime starts the container it had, in a new namespace, without a DEL.
+#[test]
+fn a_container_that_returns_in_another_namespace_has_its_address() {
+    let host = Host::new(Mode::Routed);
+    let address = |answer: (Option<Value>, bool)| answer.0.unwrap()["ips"][0]["address"].clone();
+    let first = address(call(&host, "ADD", "a", Some(&Pod::new("cni-boot-1")), json!({})));
+    assert!(call(&host, "ADD", "b", Some(&Pod::new("cni-boot-2")), json!({})).1);
+    let pod = Pod::new("cni-boot-3");
+    assert_eq!(address(call(&host, "ADD", "a", Some(&pod), json!({}))), first);
+    assert!(output(&host.ns, "ping -n -c 1 -W 5 10.42.7.2").is_ok());
+}
+
+/// A second network of a container takes what is for pods, and leaves the way to the world alone.
+#[test]
+fn anothers_default_route_stays() {
+    let host = Host::new(Mode::Routed);
+    let (a, b) = (Pod::new("cni-second"), Pod::new("cni-peer"));
+    for line in [
+        "ip link add eth9 type bridge",
+        "ip link set eth9 up",
+        "ip addr add 192.0.2.2/24 dev eth9",
+        "ip route add default via 192.0.2.1",
+    ] {
+        output(&a.ns, line).unwrap();
+    }
+    let before = json!({
+        "interfaces": [{"name": "eth9", "sandbox": a.path()}],
+        "ips": [{"address": "192.0.2.2/24", "interface": 0}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}],
+    });
+    let (result, ok) = call(&host, "ADD", "a", Some(&a), json!({"prevResult": before}));
+    let result = result.unwrap();
+    assert!(ok, "{result}");
+    assert_eq!(result["routes"][0], before["routes"][0]);
+    assert_eq!(result["routes"][1], json!({"dst": "10.42.0.0/16", "gw": "169.254.1.1"}));
+    assert!(output(&a.ns, "ip route show default").unwrap().contains("via 192.0.2.1"));
+    assert_eq!(call(&host, "CHECK", "a", Some(&a), json!({"prevResult": result})), (None, true));
+    let peer = host.attach(&b, "b");
+    assert!(a.pings(peer[0]));
+}
+
+#[test]
+fn status_says_when_every_address_has_a_pod() {
+    let host = Host::new(Mode::Routed);
+    let path = Site::path(host.dir.path(), "weft");
+    let mut site = Site::read(host.dir.path(), "weft").unwrap();
+    site.ranges[0] = "10.42.7.2-10.42.7.2".parse().unwrap();
+    std::fs::write(path, serde_json::to_vec(&site).unwrap()).unwrap();
+    assert_eq!(call(&host, "STATUS", "", None, json!({})), (None, true));
+    assert!(call(&host, "ADD", "a", Some(&Pod::new("cni-full")), json!({})).1);
+    assert_eq!(code(call(&host, "STATUS", "", None, json!({}))), Some(50));
 }

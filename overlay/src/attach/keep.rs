@@ -141,6 +141,7 @@ mod tests {
         Site {
             network: "weft".into(),
             subnets: vec!["10.42.7.0/24".parse().unwrap()],
+            networks: vec!["10.42.0.0/16".parse().unwrap()],
             ranges: vec![],
             mtu: 1450,
             mode: Mode::Routed,
@@ -155,6 +156,7 @@ mod tests {
             netns: "/run/netns/x".into(),
             link: host_link(id, "eth0").unwrap().to_string(),
             addresses: vec![addr.parse().unwrap()],
+            owner: None,
         }
     }
 

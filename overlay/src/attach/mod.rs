@@ -22,7 +22,7 @@ use weft_kernel::net::{BadLinkName, Change, Failure, LinkName, Mac, NetError, Rt
 use weft_kernel::netns::{NetNs, NetNsError, run_in};
 use weft_kernel::sysctl::{Family, Sysctl};
 
-use records::{Record, RecordError, Records};
+use records::{Claim, Record, RecordError, Records};
 use site::{Mode, Site, SiteError};
 
 /// One network on this host, to attach pods to.
@@ -31,6 +31,7 @@ pub struct Attacher {
     run_dir: PathBuf,
     network: String,
     records: Records,
+    owner: Option<String>,
 }
 
 /// A wire that was made.
@@ -46,6 +47,17 @@ pub struct Attachment {
     pub mtu: u32,
     /// The pod's addresses with prefix length and gateway.
     pub addresses: Vec<(IpNetwork, IpAddr)>,
+    /// What the pod sends over it, and to which gateway.
+    pub routes: Vec<(IpNetwork, IpAddr)>,
+}
+
+/// What the runtime believes to be in a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Addresses with prefix length.
+    pub addresses: Vec<IpNetwork>,
+    /// Destinations and their gateways. Those that are not weft's are not looked at.
+    pub routes: Vec<(IpNetwork, IpAddr)>,
 }
 
 /// Why a pod could not be attached, detached or checked.
@@ -104,7 +116,14 @@ impl Attacher {
             run_dir: run_dir.to_owned(),
             network: network.to_owned(),
             records: Records::new(&state_dir.join(network)),
+            owner: None,
         }
+    }
+
+    /// Attaches in this name, and collects only what was attached in it: several runtimes and
+    /// weft itself may share one network.
+    pub fn in_the_name_of(self, owner: &str) -> Self {
+        Self { owner: Some(owner.to_owned()), ..self }
     }
 
     /// What the host offers now.
@@ -113,6 +132,23 @@ impl Attacher {
     /// When it offers nothing.
     pub fn site(&self) -> Result<Site, SiteError> {
         Site::read(&self.run_dir, &self.network)
+    }
+
+    /// One more pod could be attached now.
+    ///
+    /// # Errors
+    /// When the host offers nothing, or every address has a pod.
+    pub fn has_room(&self) -> Result<(), AttachError> {
+        Ok(self.records.have_room(&self.site()?.ranges)?)
+    }
+
+    /// The pod has an interface of this name, whoever made it.
+    ///
+    /// # Errors
+    /// When the pod's namespace cannot be looked into.
+    pub fn has_interface(&self, netns: &Path, ifname: &str) -> Result<bool, AttachError> {
+        let inside = Rtnetlink::open_in(&self.enter(netns)?)?.observe_blocking()?;
+        Ok(inside.links.contains_key(&ifname.parse::<LinkName>()?))
     }
 
     /// Wires a pod's namespace: after it, the pod reaches and is reached. Asking again for the same
@@ -134,7 +170,8 @@ impl Attacher {
         // Under the lock, because the daemon closes the offer and then looks who is there.
         let site = self.site()?;
         let known = lock.find(id, ifname);
-        let record = lock.allocate((id, ifname), (netns, &link), &site.ranges, wanted)?;
+        let claim = Claim { id, ifname, netns, link: &link, owner: self.owner.as_deref() };
+        let record = lock.allocate(claim, &site.ranges, wanted)?;
         // Others may allocate while we wire: the addresses are ours from here on.
         drop(lock);
         let wired = self.wire(&site, &record, &pod, known.is_some());
@@ -164,7 +201,8 @@ impl Attacher {
         let finish = || -> Result<Attachment, AttachError> {
             prepare(site, record, &link, pod);
             refuse_failures(host.apply_blocking(rest))?;
-            refuse_failures(inside.apply_blocking(&wiring::pod_changes(site, record)?))?;
+            let routes = wiring::pod_routes(site, record, &inside.observe_blocking()?)?;
+            refuse_failures(inside.apply_blocking(&wiring::pod_changes(site, record, &routes)?))?;
             let addresses = record
                 .addresses
                 .iter()
@@ -174,6 +212,7 @@ impl Attacher {
                 pod_mac: wiring::pod_mac(record),
                 mtu: site.mtu,
                 addresses: addresses.collect(),
+                routes: routes.iter().filter_map(|route| Some((route.key.dst, route.via?))).collect(),
                 record: record.clone(),
             })
         };
@@ -197,7 +236,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// The wire is as it was made: both ends, the pod's addresses, the way to each of them.
+    /// The wire is as it was made: both ends, the pod's addresses, the way to each of them and out.
     ///
     /// # Errors
     /// [`AttachError::Broken`] names the first thing that is missing.
@@ -206,7 +245,7 @@ impl Attacher {
         id: &str,
         ifname: &str,
         netns: &Path,
-        expected: &[IpNetwork],
+        expected: &Expected,
     ) -> Result<(), AttachError> {
         let broken = |what: String| Err(AttachError::Broken(what));
         let site = self.site()?;
@@ -229,23 +268,35 @@ impl Attacher {
             return broken(format!("link {ifname} is missing or down in the pod"));
         }
         let recorded = record.addresses.iter().filter_map(|addr| site.pod_network(*addr));
-        for network in recorded.chain(expected.iter().copied()) {
+        for network in recorded.chain(expected.addresses.iter().copied()) {
             let there =
                 inside.addresses.iter().any(|address| address.link == link && address.network == network);
             if !there {
                 return broken(format!("address {network} is missing in the pod"));
             }
         }
+        let ours = |gateway: &IpAddr| {
+            record.addresses.iter().any(|addr| site.gateway(*addr).as_ref() == Some(gateway))
+        };
+        for (dst, gateway) in expected.routes.iter().filter(|(_, gateway)| ours(gateway)) {
+            let there = inside.routes.values().any(|route| {
+                (route.key.dst, route.via, route.link.as_ref()) == (*dst, Some(*gateway), Some(&link))
+            });
+            if !there {
+                return broken(format!("route {dst} via {gateway} is missing in the pod"));
+            }
+        }
         Ok(())
     }
 
-    /// Takes back every attachment that is not in the list of those that must stay.
+    /// Takes back every attachment made in the same name that is not among those that must stay.
     ///
     /// # Errors
     /// The first failure, after all were tried.
     pub fn collect_garbage(&self, keep: impl Fn(&Record) -> bool) -> Result<usize, AttachError> {
         let (mut removed, mut first_error) = (0, None);
-        for record in self.records.list()?.into_iter().filter(|record| !keep(record)) {
+        let ours = |record: &Record| record.owner == self.owner;
+        for record in self.records.list()?.into_iter().filter(|record| ours(record) && !keep(record)) {
             match self.detach(&record.id, &record.ifname) {
                 Ok(()) => removed += 1,
                 Err(error) => {

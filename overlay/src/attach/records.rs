@@ -27,6 +27,38 @@ pub struct Record {
     pub link: String,
     /// The pod's addresses, one of each family at most.
     pub addresses: Vec<IpAddr>,
+    /// In whose name it was attached: a CNI network configuration's, which is also who may collect it
+    /// as garbage. `None` is weft itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+/// What is to be recorded, before it has addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// As in [`Record`].
+    pub id: &'a str,
+    /// As in [`Record`].
+    pub ifname: &'a str,
+    /// As in [`Record`].
+    pub netns: &'a Path,
+    /// As in [`Record`].
+    pub link: &'a LinkName,
+    /// As in [`Record`].
+    pub owner: Option<&'a str>,
+}
+
+impl Claim<'_> {
+    fn record(&self, addresses: Vec<IpAddr>) -> Record {
+        Record {
+            id: self.id.to_owned(),
+            ifname: self.ifname.to_owned(),
+            netns: self.netns.to_owned(),
+            link: self.link.to_string(),
+            addresses,
+            owner: self.owner.map(str::to_owned),
+        }
+    }
 }
 
 /// The directory of records of one network on this host.
@@ -102,6 +134,18 @@ impl Records {
         Ok(paths.iter().filter_map(|path| self.read(path)).collect())
     }
 
+    /// Each range has an address that nobody has.
+    ///
+    /// # Errors
+    /// [`RecordError::Exhausted`] names the first range that has none.
+    pub fn have_room(&self, ranges: &[Range]) -> Result<(), RecordError> {
+        let taken = addresses(&self.list()?);
+        match ranges.iter().find(|range| range.next_free(&taken, None).is_none()) {
+            Some(range) => Err(RecordError::Exhausted { range: *range }),
+            None => Ok(()),
+        }
+    }
+
     /// Waits for the lock. It is held for milliseconds, and a process that dies lets it go.
     ///
     /// # Errors
@@ -144,21 +188,27 @@ impl Locked<'_> {
     }
 
     /// Gives the attachment an address of each range, or the wanted ones, and records it. Asking
-    /// again for the same attachment gives the same addresses.
+    /// again for the same attachment gives the same addresses, unless others are wanted now.
     ///
     /// # Errors
     /// When a range is used up, a wanted address is taken or outside, or the disk fails.
     pub fn allocate(
         &self,
-        (id, ifname): (&str, &str),
-        (netns, link): (&Path, &LinkName),
+        claim: Claim<'_>,
         ranges: &[Range],
         wanted: &[IpAddr],
     ) -> Result<Record, RecordError> {
+        let (id, ifname) = (claim.id, claim.ifname);
         if let Some(known) = self.find(id, ifname) {
             let in_ranges = |addr: &IpAddr| ranges.iter().any(|range| range.contains(*addr));
-            if known.addresses.iter().all(in_ranges) {
-                return Ok(known);
+            let as_wanted = wanted.iter().all(|addr| known.addresses.contains(addr));
+            if as_wanted && known.addresses.iter().all(in_ranges) {
+                // A runtime starts its containers again after a reboot, in new namespaces.
+                let record = claim.record(known.addresses.clone());
+                if record != known {
+                    self.put(&record)?;
+                }
+                return Ok(record);
             }
         }
         let others: Vec<Record> = self
@@ -167,8 +217,7 @@ impl Locked<'_> {
             .into_iter()
             .filter(|record| (record.id.as_str(), record.ifname.as_str()) != (id, ifname))
             .collect();
-        let taken: BTreeSet<IpAddr> =
-            others.iter().flat_map(|record| record.addresses.iter().copied()).collect();
+        let taken = addresses(&others);
         if let Some(stray) = wanted.iter().find(|addr| !ranges.iter().any(|range| range.contains(**addr))) {
             let all = ranges.iter().map(Range::to_string).collect::<Vec<_>>().join(", ");
             return Err(RecordError::Refused { addr: *stray, why: format!("is not in {all}") });
@@ -191,16 +240,8 @@ impl Locked<'_> {
             };
             addresses.push(addr);
         }
-        let record = Record {
-            id: id.to_owned(),
-            ifname: ifname.to_owned(),
-            netns: netns.to_owned(),
-            link: link.to_string(),
-            addresses,
-        };
-        let text = serde_json::to_vec(&record)
-            .map_err(|error| self.io("encode", &self.records.dir, error.into()))?;
-        self.write(&self.records.path(id, ifname), &text)?;
+        let record = claim.record(addresses);
+        self.put(&record)?;
         for addr in &record.addresses {
             self.write(&self.last_path(addr.is_ipv4()), addr.to_string().as_bytes())?;
         }
@@ -217,6 +258,12 @@ impl Locked<'_> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io("remove", &path, error)),
             _ => Ok(()),
         }
+    }
+
+    fn put(&self, record: &Record) -> Result<(), RecordError> {
+        let text =
+            serde_json::to_vec(record).map_err(|error| self.io("encode", &self.records.dir, error.into()))?;
+        self.write(&self.records.path(&record.id, &record.ifname), &text)
     }
 
     fn last_path(&self, ipv4: bool) -> PathBuf {
@@ -242,6 +289,10 @@ impl Locked<'_> {
     }
 }
 
+fn addresses(records: &[Record]) -> BTreeSet<IpAddr> {
+    records.iter().flat_map(|record| record.addresses.iter().copied()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,8 +310,11 @@ mod tests {
     }
 
     fn give(records: &Records, id: &str, wanted: &[IpAddr]) -> Result<Vec<IpAddr>, RecordError> {
-        let locked = records.lock()?;
-        Ok(locked.allocate((id, "eth0"), (Path::new("/run/netns/x"), &link()), &ranges(), wanted)?.addresses)
+        Ok(records.lock()?.allocate(claim(id, &link()), &ranges(), wanted)?.addresses)
+    }
+
+    fn claim<'a>(id: &'a str, link: &'a LinkName) -> Claim<'a> {
+        Claim { id, ifname: "eth0", netns: Path::new("/run/netns/x"), link, owner: None }
     }
 
     #[test]
@@ -275,6 +329,8 @@ mod tests {
         assert_eq!(give(&reopened, "c", &[]).unwrap(), [ip("10.42.7.4"), ip("fd00::4")], "after a restart");
         assert_eq!(give(&reopened, "d", &[]).unwrap(), [ip("10.42.7.2"), ip("fd00::5")]);
         assert!(matches!(give(&reopened, "e", &[]), Err(RecordError::Exhausted { .. })));
+        assert!(matches!(reopened.have_room(&ranges()), Err(RecordError::Exhausted { .. })));
+        reopened.have_room(&ranges()[1..]).unwrap();
         assert_eq!(reopened.list().unwrap().len(), 3, "the failed one left nothing");
     }
 
@@ -287,6 +343,19 @@ mod tests {
         assert_eq!(taken, "address 10.42.7.4 belongs to pod a");
         let outside = give(&records, "b", &[ip("10.42.9.4")]).unwrap_err().to_string();
         assert_eq!(outside, "address 10.42.9.4 is not in 10.42.7.2-10.42.7.4, fd00::2-fd00::9");
+    }
+
+    #[test]
+    fn a_pod_that_comes_again_keeps_its_addresses_unless_it_wants_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path());
+        let first = give(&records, "a", &[]).unwrap();
+        let link = link();
+        let elsewhere = Claim { netns: Path::new("/run/netns/y"), owner: Some("pods"), ..claim("a", &link) };
+        let again = records.lock().unwrap().allocate(elsewhere, &ranges(), &[]).unwrap();
+        assert_eq!((again.addresses.clone(), again.netns.to_str()), (first, Some("/run/netns/y")));
+        assert_eq!(records.list().unwrap(), [again], "as it is now");
+        assert_eq!(give(&records, "a", &[ip("10.42.7.4")]).unwrap()[0], ip("10.42.7.4"));
     }
 
     #[test]
@@ -313,8 +382,7 @@ mod tests {
                         let give = |n| {
                             let id = format!("pod-{thread}-{n}");
                             let locked = records.lock().unwrap();
-                            let place = (Path::new("/run/netns/x"), &link());
-                            locked.allocate((&id, "eth0"), place, range, &[]).unwrap().addresses
+                            locked.allocate(claim(&id, &link()), range, &[]).unwrap().addresses
                         };
                         (0..10).flat_map(give).collect::<Vec<_>>()
                     })

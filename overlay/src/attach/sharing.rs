@@ -68,6 +68,7 @@ mod tests {
         Site {
             network: "weft".into(),
             subnets: vec!["10.42.7.0/24".parse().unwrap(), "fd42:0:0:7::/64".parse().unwrap()],
+            networks: vec!["10.42.0.0/16".parse().unwrap(), "fd42::/48".parse().unwrap()],
             ranges: vec![],
             mtu: 1450,
             mode: Mode::Routed,
@@ -82,6 +83,7 @@ mod tests {
             netns: "/run/netns/x".into(),
             link: "wefta".into(),
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+            owner: None,
         }
     }
 

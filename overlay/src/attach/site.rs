@@ -32,6 +32,9 @@ pub struct Site {
     pub network: String,
     /// This host's subnets, one of each family at most.
     pub subnets: Vec<IpNetwork>,
+    /// All hosts' subnets are in these, one of each family at most.
+    #[serde(default)]
+    pub networks: Vec<IpNetwork>,
     /// What pods' addresses are taken from, one range of each family of `subnets`.
     pub ranges: Vec<Range>,
     /// MTU of pods' links in bytes.

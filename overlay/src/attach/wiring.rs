@@ -13,7 +13,7 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 use weft_kernel::net::{
     Address, BadLinkName, Change, Link, LinkKind, LinkName, LinkPatch, Mac, Neighbour, Route, RouteKey,
-    RouteKind,
+    RouteKind, State,
 };
 
 use super::records::Record;
@@ -150,7 +150,7 @@ pub fn host_changes(site: &Site, record: &Record, netns: &Path) -> Result<Vec<Ch
 ///
 /// # Errors
 /// When the interface's name is no link name.
-pub fn pod_changes(site: &Site, record: &Record) -> Result<Vec<Change>, BadLinkName> {
+pub fn pod_changes(site: &Site, record: &Record, routes: &[Route]) -> Result<Vec<Change>, BadLinkName> {
     let link: LinkName = record.ifname.parse()?;
     let up = |name: LinkName| Change::SetLink(name, LinkPatch { up: Some(true), ..LinkPatch::default() });
     let mut changes = vec![up("lo".parse()?), up(link.clone())];
@@ -158,21 +158,43 @@ pub fn pod_changes(site: &Site, record: &Record) -> Result<Vec<Change>, BadLinkN
         let Some(network) = site.pod_network(*addr) else { continue };
         changes.push(Change::AddAddress(Address { link: link.clone(), network }));
     }
+    if site.mode == Mode::Routed {
+        let gateways = record.addresses.iter().filter_map(|addr| site.gateway(*addr));
+        changes
+            .extend(gateways.map(|gateway| Change::ReplaceNeighbour(neighbour(&link, gateway, GATEWAY_MAC))));
+    }
+    changes.extend(routes.iter().cloned().map(Change::ReplaceRoute));
+    Ok(changes)
+}
+
+/// What the pod sends over this wire, given what is in the pod already: everything, but beside
+/// another network that had the default route first, only what is for pods.
+///
+/// # Errors
+/// When the interface's name is no link name.
+pub fn pod_routes(site: &Site, record: &Record, there: &State) -> Result<Vec<Route>, BadLinkName> {
+    let link: LinkName = record.ifname.parse()?;
+    let mut routes = Vec::new();
     for addr in &record.addresses {
         let Some(gateway) = site.gateway(*addr) else { continue };
-        if site.mode == Mode::Routed {
-            changes.push(Change::ReplaceNeighbour(neighbour(&link, gateway, GATEWAY_MAC)));
-        }
-        let everything = if addr.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        let dst: IpNetwork = everything.parse().expect("a literal network");
-        changes.push(Change::ReplaceRoute(Route {
+        let everything: IpNetwork =
+            if addr.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().expect("a literal network");
+        let foreign = |key: &RouteKey| (key.table, key.dst) == (MAIN, everything);
+        let has_default = there.opaque.iter().any(foreign)
+            || there.routes.values().any(|route| foreign(&route.key) && route.link.as_ref() != Some(&link));
+        let destinations = if has_default {
+            site.networks.iter().filter(|net| net.is_ipv4() == addr.is_ipv4()).copied().collect()
+        } else {
+            vec![everything]
+        };
+        routes.extend(destinations.into_iter().map(|dst| Route {
             via: Some(gateway),
             // The gateway of a routed pod is in none of its networks.
             onlink: site.mode == Mode::Routed && addr.is_ipv4(),
             ..on_link(dst, &link)
         }));
     }
-    Ok(changes)
+    Ok(routes)
 }
 
 fn neighbour(link: &LinkName, addr: IpAddr, mac: Mac) -> Neighbour {
@@ -201,6 +223,7 @@ mod tests {
         Site {
             network: "weft".into(),
             subnets: vec!["10.42.7.0/24".parse().unwrap(), "fd00:0:0:7::/64".parse().unwrap()],
+            networks: vec!["10.42.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap()],
             ranges: vec![],
             mtu: 1450,
             mode,
@@ -215,6 +238,7 @@ mod tests {
             netns: "/run/netns/c1".into(),
             link: host_link("c1", "eth0").unwrap().to_string(),
             addresses: vec!["10.42.7.9".parse().unwrap(), "fd00:0:0:7::9".parse().unwrap()],
+            owner: None,
         }
     }
 
@@ -229,6 +253,27 @@ mod tests {
 
     fn lines(changes: &[Change]) -> Vec<String> {
         changes.iter().map(Change::to_string).collect()
+    }
+
+    fn inside(site: &Site, record: &Record, there: &State) -> Vec<Change> {
+        pod_changes(site, record, &pod_routes(site, record, there).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_default_route_of_another_network_stays() {
+        let (site, record) = (site(Mode::Routed), record());
+        let others = Route {
+            via: Some("192.0.2.1".parse().unwrap()),
+            ..on_link("0.0.0.0/0".parse().unwrap(), &"eth1".parse().unwrap())
+        };
+        let there = State { routes: [(others.key.clone(), others)].into(), ..State::default() };
+        assert_eq!(
+            lines(&inside(&site, &record, &there))[6..],
+            [
+                "replace route 10.42.0.0/16 via 169.254.1.1 dev eth0 onlink proto 87",
+                "replace route ::/0 via fe80::1 dev eth0 metric 1024 proto 87",
+            ]
+        );
     }
 
     #[test]
@@ -248,15 +293,15 @@ mod tests {
             ]
         );
         assert_eq!(
-            lines(&pod_changes(&site, &record).unwrap()),
+            lines(&inside(&site, &record, &State::default())),
             [
                 "set link lo up",
                 "set link eth0 up",
                 "add address 10.42.7.9/32 dev eth0",
                 "add address fd00:0:0:7::9/128 dev eth0",
                 "replace neighbour 169.254.1.1 lladdr 02:77:65:66:74:01 dev eth0",
-                "replace route 0.0.0.0/0 via 169.254.1.1 dev eth0 onlink proto 87",
                 "replace neighbour fe80::1 lladdr 02:77:65:66:74:01 dev eth0",
+                "replace route 0.0.0.0/0 via 169.254.1.1 dev eth0 onlink proto 87",
                 "replace route ::/0 via fe80::1 dev eth0 metric 1024 proto 87",
             ]
         );
@@ -272,7 +317,7 @@ mod tests {
         assert_eq!(host.master, Some("weft-br".parse().unwrap()));
         assert_ne!(host.mac, Some(GATEWAY_MAC), "two ports of a bridge never have the same");
         assert_eq!(
-            lines(&pod_changes(&site, &record).unwrap()),
+            lines(&inside(&site, &record, &State::default())),
             [
                 "set link lo up",
                 "set link eth0 up",

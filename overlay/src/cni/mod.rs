@@ -1,16 +1,18 @@
 //! The CNI plugin: lets container runtimes attach their pods to the overlay.
 //!
-//! [`protocol`] reads the call and writes the answer; this file carries it out with
+//! [`protocol`] reads the call, [`result`] says what ADD answers; this file carries it out with
 //! [`crate::attach`]. A runtime starts it once per call, as `weft-cni` or `weft cni`.
 
 pub mod protocol;
+pub mod result;
 
 use serde_json::Value;
 
 use crate::attach::records::{Record, RecordError};
 use crate::attach::site::SiteError;
 use crate::attach::{AttachError, Attacher, Attachment};
-use protocol::{Attached, Attachment as Valid, Call, Command, Refusal};
+use protocol::{Attachment as Valid, Call, Command, Refusal};
+use result::Attached;
 
 /// Answers one call: what goes to standard output, and whether the call succeeded.
 pub fn answer(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> (Option<Value>, bool) {
@@ -32,42 +34,40 @@ pub fn answer(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> (Option<Val
 
 fn carry_out(call: &Call) -> Result<Option<Value>, Refusal> {
     let conf = &call.conf;
-    let attacher = Attacher::new(&conf.run_dir, &conf.state_dir, &conf.network);
-    let netns = call.netns.as_deref();
+    let attacher = Attacher::new(&conf.run_dir, &conf.state_dir, &conf.network).in_the_name_of(&conf.name);
+    let netns = || {
+        let missing = || Refusal::new(Refusal::BAD_ENVIRONMENT, "CNI_NETNS is not set");
+        call.netns.as_deref().ok_or_else(missing)
+    };
+    let (container, ifname) = (call.container.as_str(), call.ifname.as_str());
     match call.command {
-        Command::Version => Ok(Some(protocol::versions())),
+        Command::Version => return Ok(Some(protocol::versions(&conf.version))),
         Command::Add => {
-            let wanted = protocol::wanted_addresses(conf)?;
-            let netns =
-                netns.ok_or_else(|| Refusal::new(Refusal::BAD_ENVIRONMENT, "CNI_NETNS is not set"))?;
-            let attachment =
-                attacher.attach(&call.container, &call.ifname, netns, &wanted).map_err(refusal)?;
-            Ok(Some(protocol::result(&conf.version, &attached(&attachment))))
+            if attacher.has_interface(netns()?, ifname).map_err(refusal)? {
+                let message = format!("CNI_IFNAME is `{ifname}`, and the container has such an interface");
+                return Err(Refusal::new(Refusal::BAD_ENVIRONMENT, message));
+            }
+            let made = attacher.attach(container, ifname, netns()?, &call.wanted).map_err(refusal)?;
+            return Ok(Some(result::result(conf, &attached(&made))));
         }
-        Command::Del => {
-            attacher.detach(&call.container, &call.ifname).map_err(refusal)?;
-            Ok(None)
-        }
+        Command::Del => attacher.detach(container, ifname).map_err(refusal)?,
         Command::Check => {
-            let expected = protocol::previous_addresses(conf)?;
-            let netns =
-                netns.ok_or_else(|| Refusal::new(Refusal::BAD_ENVIRONMENT, "CNI_NETNS is not set"))?;
-            attacher.check(&call.container, &call.ifname, netns, &expected).map_err(refusal)?;
-            Ok(None)
+            let expected = result::expected(conf, ifname)?;
+            attacher.check(container, ifname, netns()?, &expected).map_err(refusal)?;
         }
         Command::Gc => {
-            let valid = conf.valid_attachments.as_deref().unwrap_or_default();
+            let valid = conf.valid().unwrap_or_default();
             let keep = |record: &Record| {
                 valid.contains(&Valid { container: record.id.clone(), ifname: record.ifname.clone() })
             };
             attacher.collect_garbage(keep).map_err(refusal)?;
-            Ok(None)
         }
         Command::Status => {
-            let offered = attacher.site();
-            offered.map(|_| None).map_err(|error| Refusal::new(Refusal::NOT_AVAILABLE, one_line(&error)))
+            let unavailable = |error| Refusal::new(Refusal::NOT_AVAILABLE, one_line(&error));
+            attacher.has_room().map_err(unavailable)?;
         }
     }
+    Ok(None)
 }
 
 fn attached(attachment: &Attachment) -> Attached {
@@ -79,6 +79,7 @@ fn attached(attachment: &Attachment) -> Attached {
         mtu: attachment.mtu,
         netns: attachment.record.netns.clone(),
         ips: attachment.addresses.clone(),
+        routes: attachment.routes.clone(),
     }
 }
 

@@ -1,13 +1,14 @@
-//! The CNI protocol, versions 0.3.0 to 1.1.0: what a runtime asks and how it is answered. Pure.
+//! The CNI protocol, versions 0.3.0 to 1.1.0: what a runtime asks, and how it is refused. Pure.
 //!
 //! <https://www.cni.dev/docs/spec/>. The environment and standard input come in as values; nothing
-//! here reads either.
+//! here reads either. What ADD answers is [`super::result`].
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
+
+use crate::options::NetworkName;
 
 /// Versions this plugin speaks, oldest first.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -40,6 +41,8 @@ pub struct Call {
     pub netns: Option<PathBuf>,
     /// CNI_IFNAME.
     pub ifname: String,
+    /// ADD: addresses that the user asked for.
+    pub wanted: Vec<IpAddr>,
     /// The configuration from standard input.
     pub conf: NetConf,
 }
@@ -68,9 +71,15 @@ pub struct NetConf {
     /// What ADD answered, for CHECK and DEL; or what the plugin before us in a chain answered.
     #[serde(rename = "prevResult", default)]
     pub prev_result: Option<Value>,
+    /// The user's own words on name servers, to be handed to the runtime.
+    #[serde(default)]
+    pub dns: Option<Value>,
     /// GC: the attachments that must stay.
-    #[serde(rename = "cni.dev/valid-attachments", alias = "cni.dev/attachments", default)]
+    #[serde(rename = "cni.dev/valid-attachments", default)]
     pub valid_attachments: Option<Vec<Attachment>>,
+    /// The same by the name that it had in the first libraries; the present ones send both.
+    #[serde(rename = "cni.dev/attachments", default)]
+    pub attachments: Option<Vec<Attachment>>,
 }
 
 /// Values for the capabilities that a configuration list switches on.
@@ -91,25 +100,6 @@ pub struct Attachment {
     pub ifname: String,
 }
 
-/// What ADD made, in the terms of the protocol's result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The host's end of the pair.
-    pub host_link: String,
-    /// Its MAC.
-    pub host_mac: String,
-    /// The pod's end.
-    pub ifname: String,
-    /// Its MAC.
-    pub mac: String,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// The pod's namespace.
-    pub netns: PathBuf,
-    /// Addresses with their gateways.
-    pub ips: Vec<(IpNetwork, IpAddr)>,
-}
-
 /// A refusal with one of the protocol's codes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -127,6 +117,8 @@ impl Refusal {
     pub const UNKNOWN_CONTAINER: u32 = 3;
     /// A CNI_* variable is missing or wrong.
     pub const BAD_ENVIRONMENT: u32 = 4;
+    /// Standard input cannot be read.
+    pub const IO: u32 = 5;
     /// Standard input is no JSON.
     pub const BAD_JSON: u32 = 6;
     /// The configuration cannot be used.
@@ -156,10 +148,55 @@ impl Refusal {
 /// A [`Refusal`] that names the variable or key, its value and the rule.
 pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Call, Refusal> {
     let command = command(&env)?;
+    let mut call = Call {
+        command,
+        container: String::new(),
+        netns: None,
+        ifname: String::new(),
+        wanted: Vec::new(),
+        conf: NetConf::default(),
+    };
     if command == Command::Version {
-        let conf = serde_json::from_slice(stdin).unwrap_or_default();
-        return Ok(Call { command, container: String::new(), netns: None, ifname: String::new(), conf });
+        call.conf = serde_json::from_slice(stdin).unwrap_or_default();
+        return Ok(call);
     }
+    call.conf = configuration(stdin)?;
+    let text = |name: &str| env(name).filter(|value| !value.is_empty());
+    let wrong = |why: String| Refusal::new(Refusal::BAD_ENVIRONMENT, why);
+    let needed = |name: &str| text(name).ok_or_else(|| wrong(format!("{name} is not set")));
+    if matches!(command, Command::Add | Command::Del | Command::Check) {
+        call.container = needed("CNI_CONTAINERID")?;
+        if !is_name(&call.container) {
+            return Err(wrong(format!("CNI_CONTAINERID is `{}`; {NAME_RULE}", call.container)));
+        }
+        call.ifname = needed("CNI_IFNAME")?;
+        if let Err(error) = call.ifname.parse::<weft_kernel::net::LinkName>() {
+            return Err(wrong(format!("CNI_IFNAME: {error}")));
+        }
+        call.netns = match command {
+            Command::Del => text("CNI_NETNS"),
+            _ => Some(needed("CNI_NETNS")?),
+        }
+        .map(PathBuf::from);
+    }
+    if command == Command::Add {
+        call.wanted = wanted_addresses(&call.conf, &text("CNI_ARGS").unwrap_or_default())?;
+    }
+    if command == Command::Gc && call.conf.valid().is_none() {
+        let message = "GC needs `cni.dev/valid-attachments`; without the list nothing may be removed";
+        return Err(Refusal::new(Refusal::BAD_CONFIG, message));
+    }
+    Ok(call)
+}
+
+impl NetConf {
+    /// GC: the attachments that must stay, if there is a list.
+    pub fn valid(&self) -> Option<&[Attachment]> {
+        self.valid_attachments.as_deref().or(self.attachments.as_deref())
+    }
+}
+
+fn configuration(stdin: &[u8]) -> Result<NetConf, Refusal> {
     let conf: NetConf = serde_json::from_slice(stdin).map_err(|error| {
         Refusal::new(Refusal::BAD_JSON, format!("the network configuration cannot be read: {error}"))
     })?;
@@ -168,33 +205,23 @@ pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Result<Call,
         let message = format!("cniVersion is `{}`; this plugin speaks {spoken}", conf.version);
         return Err(Refusal::new(Refusal::INCOMPATIBLE, message));
     }
-    if !is_plain_name(&conf.network) {
-        let message =
-            format!("network is `{}`; it must be 1 to 32 of the characters a-z 0-9 -", conf.network);
-        return Err(Refusal::new(Refusal::BAD_CONFIG, message));
+    let bad = |message: String| Err(Refusal::new(Refusal::BAD_CONFIG, message));
+    if !is_name(&conf.name) {
+        return bad(format!("name is `{}`; {NAME_RULE}", conf.name));
     }
-    let per_container = matches!(command, Command::Add | Command::Del | Command::Check);
-    let text = |name: &str| env(name).filter(|value| !value.is_empty());
-    let needed = |name: &str| {
-        text(name).ok_or_else(|| Refusal::new(Refusal::BAD_ENVIRONMENT, format!("{name} is not set")))
-    };
-    let (mut container, mut ifname, mut netns) = (String::new(), String::new(), None);
-    if per_container {
-        container = needed("CNI_CONTAINERID")?;
-        ifname = needed("CNI_IFNAME")?;
-        if let Err(error) = ifname.parse::<weft_kernel::net::LinkName>() {
-            return Err(Refusal::new(Refusal::BAD_ENVIRONMENT, format!("CNI_IFNAME: {error}")));
-        }
-        netns = match command {
-            Command::Del => text("CNI_NETNS"),
-            _ => Some(needed("CNI_NETNS")?),
-        };
+    // It becomes a part of paths.
+    match conf.network.parse::<NetworkName>() {
+        Ok(_) => Ok(conf),
+        Err(error) => bad(format!("network: {error}")),
     }
-    if command == Command::Gc && conf.valid_attachments.is_none() {
-        let message = "GC needs `cni.dev/valid-attachments`; without the list nothing may be removed";
-        return Err(Refusal::new(Refusal::BAD_CONFIG, message));
-    }
-    Ok(Call { command, container, netns: netns.map(PathBuf::from), ifname, conf })
+}
+
+/// The specification's rule for container ids and for names of network configurations.
+const NAME_RULE: &str = "it must be of letters, digits, `_`, `.` and `-`, a letter or digit first";
+
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn command(env: &impl Fn(&str) -> Option<String>) -> Result<Command, Refusal> {
@@ -217,87 +244,25 @@ fn command(env: &impl Fn(&str) -> Option<String>) -> Result<Command, Refusal> {
     })
 }
 
-/// The addresses a user asked for.
-///
-/// # Errors
-/// When one of them is no address.
-pub fn wanted_addresses(conf: &NetConf) -> Result<Vec<IpAddr>, Refusal> {
-    let parse = |raw: &String| {
-        let addr = raw.split_once('/').map_or(raw.as_str(), |(addr, _)| addr);
-        addr.parse().map_err(|_| {
-            Refusal::new(
-                Refusal::BAD_CONFIG,
-                format!("runtimeConfig.ips holds `{raw}`, which is no IP address"),
-            )
-        })
+/// The addresses a user asked for: by the capability `ips`, or as `IP=` in CNI_ARGS, which is how
+/// podman's `--ip` comes.
+fn wanted_addresses(conf: &NetConf, args: &str) -> Result<Vec<IpAddr>, Refusal> {
+    let parse = |raw: &str, code: u32, place: &str| {
+        let addr = raw.split_once('/').map_or(raw, |(addr, _)| addr);
+        let no_address = |_| Refusal::new(code, format!("{place} holds `{raw}`, which is no IP address"));
+        addr.parse::<IpAddr>().map_err(no_address)
     };
-    conf.runtime.ips.iter().map(parse).collect()
+    let of_args = args.split(';').filter_map(|pair| pair.trim().strip_prefix("IP="));
+    let of_args = of_args.flat_map(|list| list.split(',')).filter(|raw| !raw.is_empty());
+    let of_args = of_args.map(|raw| parse(raw, Refusal::BAD_ENVIRONMENT, "CNI_ARGS"));
+    let of_conf = conf.runtime.ips.iter().map(|raw| parse(raw, Refusal::BAD_CONFIG, "runtimeConfig.ips"));
+    of_conf.chain(of_args).collect()
 }
 
-/// ADD's answer in the form of the version asked in.
-pub fn result(version: &str, attached: &Attached) -> Value {
-    let with_mtu = version == "1.1.0";
-    let interface = |name: &str, mac: &str, mtu: u32, sandbox: Option<&PathBuf>| {
-        let mut value = json!({"name": name, "mac": mac});
-        if let Some(sandbox) = sandbox {
-            value["sandbox"] = json!(sandbox);
-        }
-        if with_mtu {
-            value["mtu"] = json!(mtu);
-        }
-        value
-    };
-    let ips: Vec<Value> = attached
-        .ips
-        .iter()
-        .map(|(address, gateway)| {
-            let mut value = json!({"address": address.to_string(), "gateway": gateway, "interface": 1});
-            if version.starts_with("0.") {
-                value["version"] = json!(if address.is_ipv4() { "4" } else { "6" });
-            }
-            value
-        })
-        .collect();
-    let default = |is_ipv4: bool| if is_ipv4 { "0.0.0.0/0" } else { "::/0" };
-    let routes: Vec<Value> = attached
-        .ips
-        .iter()
-        .map(|(address, gateway)| json!({"dst": default(address.is_ipv4()), "gw": gateway}))
-        .collect();
-    json!({
-        "cniVersion": version,
-        "interfaces": [
-            interface(&attached.host_link, &attached.host_mac, attached.mtu, None),
-            interface(&attached.ifname, &attached.mac, attached.mtu, Some(&attached.netns)),
-        ],
-        "ips": ips,
-        "routes": routes,
-        "dns": {},
-    })
-}
-
-/// VERSION's answer.
-pub fn versions() -> Value {
-    json!({"cniVersion": VERSIONS[VERSIONS.len() - 1], "supportedVersions": VERSIONS})
-}
-
-/// The addresses of the pod in ADD's answer, as CHECK gets it back.
-///
-/// # Errors
-/// When the runtime gave no `prevResult` or one without addresses that can be read.
-pub fn previous_addresses(conf: &NetConf) -> Result<Vec<IpNetwork>, Refusal> {
-    let refuse = |message: &str| Refusal::new(Refusal::BAD_CONFIG, message);
-    let result =
-        conf.prev_result.as_ref().ok_or_else(|| refuse("CHECK needs `prevResult`, and there is none"))?;
-    let ips = result["ips"].as_array().ok_or_else(|| refuse("prevResult has no list `ips`"))?;
-    let parse = |ip: &Value| ip["address"].as_str().and_then(|raw| raw.parse().ok());
-    ips.iter()
-        .map(|ip| parse(ip).ok_or_else(|| refuse("prevResult.ips holds an entry without an address")))
-        .collect()
-}
-
-fn is_plain_name(name: &str) -> bool {
-    (1..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+/// VERSION's answer, in the version asked in.
+pub fn versions(asked: &str) -> Value {
+    let version = if asked.is_empty() { VERSIONS[VERSIONS.len() - 1] } else { asked };
+    json!({"cniVersion": version, "supportedVersions": VERSIONS})
 }
 
 fn default_network() -> String {
@@ -342,7 +307,7 @@ mod tests {
         );
         assert_eq!(call.conf.network, "weft");
         assert_eq!(call.conf.run_dir, PathBuf::from("/run/weft"));
-        assert_eq!(wanted_addresses(&call.conf).unwrap(), ["10.42.7.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!(call.wanted, ["10.42.7.9".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]
@@ -355,10 +320,19 @@ mod tests {
             (without("CNI_CONTAINERID"), CONF, 4),
             (without("CNI_NETNS"), CONF, 4),
             (with("CNI_IFNAME", "a/b"), CONF, 4),
+            (with("CNI_CONTAINERID", "../c1"), CONF, 4),
+            (with("CNI_CONTAINERID", "-c1"), CONF, 4),
+            ([ADD.to_vec(), vec![("CNI_ARGS", "IP=nine")]].concat(), CONF, 4),
             (ADD.to_vec(), "{", 6),
-            (ADD.to_vec(), r#"{"cniVersion":"9.9.9"}"#, 1),
-            (ADD.to_vec(), r#"{"cniVersion":"1.0.0","network":"../x"}"#, 7),
-            (with("CNI_COMMAND", "GC"), r#"{"cniVersion":"1.1.0"}"#, 7),
+            (ADD.to_vec(), "", 6),
+            (ADD.to_vec(), r#"{"cniVersion":"9.9.9","name":"pods"}"#, 1),
+            (ADD.to_vec(), r#"{"name":"pods"}"#, 1),
+            (ADD.to_vec(), r#"{"cniVersion":"1.0.0"}"#, 7),
+            (ADD.to_vec(), r#"{"cniVersion":"1.0.0","name":"a/b"}"#, 7),
+            (ADD.to_vec(), r#"{"cniVersion":"1.0.0","name":"pods","network":"../x"}"#, 7),
+            (ADD.to_vec(), r#"{"cniVersion":"1.0.0","name":"pods","network":".."}"#, 7),
+            (ADD.to_vec(), r#"{"cniVersion":"1.0.0","name":"pods","runtimeConfig":{"ips":["x"]}}"#, 7),
+            (with("CNI_COMMAND", "GC"), r#"{"cniVersion":"1.1.0","name":"pods"}"#, 7),
         ];
         for (env, stdin, code) in table {
             assert_eq!(call(&env, stdin).map_err(|refusal| refusal.code), Err(code), "{env:?} {stdin}");
@@ -372,26 +346,42 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_has_the_form_of_its_version() {
-        let attached = Attached {
-            host_link: "weft0123".into(),
-            host_mac: "02:00:00:00:00:01".into(),
-            ifname: "eth0".into(),
-            mac: "02:00:00:00:00:02".into(),
-            mtu: 1450,
-            netns: "/run/netns/c1".into(),
-            ips: vec![("10.42.7.9/32".parse().unwrap(), "169.254.1.1".parse().unwrap())],
-        };
-        let old = result("0.4.0", &attached);
-        assert_eq!(old["ips"][0]["version"], "4");
-        assert!(old["interfaces"][1].get("mtu").is_none());
-        let new = result("1.1.0", &attached);
-        assert!(new["ips"][0].get("version").is_none());
-        assert_eq!(new["interfaces"][1]["mtu"], 1450);
-        assert_eq!(new["interfaces"][1]["sandbox"], "/run/netns/c1");
-        assert_eq!(new["routes"][0], json!({"dst": "0.0.0.0/0", "gw": "169.254.1.1"}));
-        let conf = NetConf { prev_result: Some(new), ..NetConf::default() };
-        assert_eq!(previous_addresses(&conf).unwrap(), ["10.42.7.9/32".parse::<IpNetwork>().unwrap()]);
+    fn an_address_is_asked_for_in_two_ways() {
+        let with = |args| [ADD.to_vec(), vec![("CNI_ARGS", args)]].concat();
+        let plain = r#"{"cniVersion":"1.0.0","name":"pods"}"#;
+        let table = [
+            ("IgnoreUnknown=1;K8S_POD_NAME=web;IP=10.42.7.8", plain, vec!["10.42.7.8"]),
+            ("IP=10.42.7.8/24,fd00::8", plain, vec!["10.42.7.8", "fd00::8"]),
+            ("IP=", plain, vec![]),
+            ("K8S_POD_NAME=IP", plain, vec![]),
+            ("IP=10.42.7.8", CONF, vec!["10.42.7.9", "10.42.7.8"]),
+        ];
+        for (args, conf, wanted) in table {
+            let wanted: Vec<IpAddr> = wanted.into_iter().map(|addr| addr.parse().unwrap()).collect();
+            assert_eq!(call(&with(args), conf).unwrap().wanted, wanted, "{args} {conf}");
+        }
+    }
+
+    /// The reference library sends the list under the specification's key and under its first one.
+    #[test]
+    fn the_list_for_gc_is_read_by_either_name_and_by_both() {
+        let list = r#"[{"containerID":"b","ifname":"eth0"}]"#;
+        let (new, old) =
+            (format!(r#""cni.dev/valid-attachments":{list}"#), format!(r#""cni.dev/attachments":{list}"#));
+        for keys in [new.clone(), old.clone(), format!("{new},{old}")] {
+            let conf = format!(r#"{{"cniVersion":"1.1.0","name":"pods",{keys}}}"#);
+            let call =
+                call(&[("CNI_COMMAND", "GC")], &conf).unwrap_or_else(|error| panic!("{conf}: {error}"));
+            assert_eq!(call.conf.valid().map(<[_]>::len), Some(1), "{conf}");
+        }
+    }
+
+    #[test]
+    fn version_answers_in_the_version_asked_in() {
+        for (stdin, version) in [(r#"{"cniVersion":"0.4.0"}"#, "0.4.0"), ("", "1.1.0"), ("{}", "1.1.0")] {
+            let call = call(&[("CNI_COMMAND", "VERSION")], stdin).unwrap();
+            assert_eq!(versions(&call.conf.version)["cniVersion"], version, "{stdin}");
+        }
     }
 
     proptest! {

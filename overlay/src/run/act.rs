@@ -111,7 +111,8 @@ impl Engine {
             Vec::new()
         });
         let site = model.me.subnet.map(|subnet| {
-            let (mut site, bad) = assemble::site(&self.options, subnet, desired.pod_mtu);
+            let (mut site, bad) =
+                assemble::site(&self.options, model.config.networks(), subnet, desired.pod_mtu);
             match bad.first() {
                 Some(error) => self.health.degraded("pods", format!("--attach-range: {error}")),
                 None => self.health.ok("pods"),

@@ -57,7 +57,12 @@ pub(super) fn subnet_file(model: &Model, pod_mtu: u32) -> Option<SubnetFile> {
 
 /// What pods are offered: the subnet, or the part of it that `--attach-range` names. A range that
 /// is not inside the subnet that was leased is an error for people to mend; the rest is offered.
-pub(super) fn site(options: &Options, subnet: Subnet, pod_mtu: u32) -> (Site, Vec<BadRange>) {
+pub(super) fn site(
+    options: &Options,
+    networks: impl Iterator<Item = IpNetwork>,
+    subnet: Subnet,
+    pod_mtu: u32,
+) -> (Site, Vec<BadRange>) {
     let (mut ranges, mut bad) = (Vec::new(), Vec::new());
     for network in subnet.networks() {
         let asked = options.attach_ranges.iter().find(|range| range.is_ipv4() == network.is_ipv4());
@@ -69,8 +74,16 @@ pub(super) fn site(options: &Options, subnet: Subnet, pod_mtu: u32) -> (Site, Ve
     }
     let network = options.network.as_str();
     let bridge = (options.attach == Mode::Bridge).then(|| Site::bridge_name(network).to_string());
-    let subnets = subnet.networks().collect();
-    (Site { network: network.to_owned(), subnets, ranges, mtu: pod_mtu, mode: options.attach, bridge }, bad)
+    let site = Site {
+        network: network.to_owned(),
+        subnets: subnet.networks().collect(),
+        networks: networks.collect(),
+        ranges,
+        mtu: pod_mtu,
+        mode: options.attach,
+        bridge,
+    };
+    (site, bad)
 }
 
 /// Links of others that share our subnet.
@@ -89,12 +102,13 @@ mod tests {
     #[test]
     fn a_range_inside_the_subnet_is_offered_and_one_outside_is_named() {
         let mut options = Options::default();
-        let (whole, bad) = site(&options, subnet(), 1450);
+        let site = |options: &Options| site(options, std::iter::empty(), subnet(), 1450);
+        let (whole, bad) = site(&options);
         assert_eq!((whole.ranges[0].to_string().as_str(), bad.len()), ("10.42.7.2-10.42.7.254", 0));
         options.attach_ranges = vec!["10.42.7.64/26".parse().unwrap()];
-        assert_eq!(site(&options, subnet(), 1450).0.ranges[0].to_string(), "10.42.7.64-10.42.7.127");
+        assert_eq!(site(&options).0.ranges[0].to_string(), "10.42.7.64-10.42.7.127");
         options.attach_ranges = vec!["10.42.9.64/26".parse().unwrap()];
-        let (nothing, bad) = site(&options, subnet(), 1450);
+        let (nothing, bad) = site(&options);
         assert_eq!((nothing.ranges.len(), bad.len()), (0, 1));
     }
 }

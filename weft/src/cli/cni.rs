@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use weft_daemon::Env;
 use weft_overlay::cni::answer;
+use weft_overlay::cni::protocol::Refusal;
 
 use super::error::CliError;
 use super::output::print;
@@ -23,15 +24,17 @@ const MOST: u64 = 4 << 20;
 /// Answers one call. A refusal is JSON on stdout, as the specification wants it, and exit code 1.
 ///
 /// # Errors
-/// When stdin cannot be read or stdout not be written.
+/// When stdout cannot be written.
 pub fn run(env: &Env) -> Result<ExitCode, CliError> {
     let mut config = Vec::new();
-    std::io::stdin()
-        .take(MOST)
-        .read_to_end(&mut config)
-        .map_err(|error| CliError::failed(format!("cannot read the configuration from stdin: {error}")))?;
     let variable = |name: &str| env.get(name)?.into_string().ok();
-    let (answer, well) = answer(variable, &config);
+    let (answer, well) = match std::io::stdin().take(MOST).read_to_end(&mut config) {
+        Ok(_) => answer(variable, &config),
+        Err(error) => {
+            let message = format!("cannot read the network configuration from stdin: {error}");
+            (Some(Refusal::new(Refusal::IO, message).to_json("")), false)
+        }
+    };
     if let Some(answer) = answer {
         print(&format!("{answer}\n"))?;
     }
