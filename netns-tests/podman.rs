@@ -102,13 +102,16 @@ fn write_files(host: &Host, dir: &Path) -> std::io::Result<()> {
             "runDir": host.run_dir(),
             "stateDir": host.state_dir(),
             "dns": { "nameservers": [NAME_SERVER] },
+        }, {
+            "type": "portmap",
+            "capabilities": { "portMappings": true },
         }],
     });
     // Control groups and events would be the whole machine's.
     let settings = "[containers]\ncgroups = \"disabled\"\ndefault_ulimits = []\n\
         [engine]\nruntime = \"crun\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n\
         lock_type = \"file\"\ntmp_dir = \"/mnt/tmp\"\n\
-        [network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"/mnt/plugins\"]\n\
+        [network]\nnetwork_backend = \"cni\"\ncni_plugin_dirs = [\"/mnt/plugins\", \"/usr/lib/cni\"]\n\
         network_config_dir = \"/mnt/net.d\"\ndefault_network = \"weft\"\n";
     let storage = "[storage]\ndriver = \"vfs\"\ngraphroot = \"/mnt/graph\"\nrunroot = \"/mnt/run\"\n";
     for dir in ["plugins", "net.d", "image/bin", "image/srv"].map(|name| dir.join(name)) {
@@ -157,7 +160,11 @@ impl Container<'_> {
     }
 
     fn is_asked_by(&self, place: &Host) -> Result<(), LabError> {
-        let url = format!("http://{}/", self.address);
+        self.is_asked_at(place, &self.address.to_string())
+    }
+
+    fn is_asked_at(&self, place: &Host, authority: &str) -> Result<(), LabError> {
+        let url = format!("http://{authority}/");
         self.said_it(place.run_args(&["busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", &url]))
     }
 
@@ -208,8 +215,10 @@ fn podman_attaches_containers_and_takes_them_back() -> Result<(), LabError> {
     let (on_ash, on_birch) = (Podman::new(&ash)?, Podman::new(&birch)?);
     let (web, second) = (on_ash.serve("web", &[])?, on_ash.serve("second", &[])?);
     let wished = birch.subnet()?.iter().nth(200).expect("a /24 has it").to_string();
-    let shop = on_birch.serve("shop", &["--ip", &wished])?;
+    let shop = on_birch.serve("shop", &["--ip", &wished, "--publish", "8080:80"])?;
     assert_eq!(shop.address.to_string(), wished);
+    // By the plugin after weft's in the chain, which goes by what weft's has answered.
+    within(SOON, || shop.is_asked_at(&ash, &format!("{}:8080", birch.v4())));
     let resolver = on_birch.run(&["exec", "shop", "busybox", "cat", "/etc/resolv.conf"]).ok()?;
     assert!(resolver.contains(NAME_SERVER), "{resolver}");
     for container in [&web, &second, &shop] {
