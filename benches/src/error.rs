@@ -10,19 +10,6 @@ pub enum BenchError {
     /// The lab did not do what was asked.
     #[error(transparent)]
     Lab(#[from] LabError),
-    /// A traffic source failed twice on one path.
-    #[error("cannot measure {metric} on {path} in the regime {regime}")]
-    Measurement {
-        /// What was measured.
-        metric: &'static str,
-        /// Where.
-        path: &'static str,
-        /// How the wires were set.
-        regime: &'static str,
-        /// What happened the second time.
-        #[source]
-        source: Box<BenchError>,
-    },
     /// iperf3 said that it could not, or something that cannot be understood.
     #[error("iperf3: {said}")]
     Iperf {
@@ -61,7 +48,7 @@ pub enum BenchError {
         program: &'static str,
     },
     /// Somebody pressed Ctrl-C.
-    #[error("interrupted; everything that was set up is removed")]
+    #[error("interrupted")]
     Interrupted,
 }
 

@@ -2,12 +2,14 @@
 //!
 //! All paths stand at the same time. A round measures every metric on every path, metric by metric,
 //! so that what is compared is seconds apart; the order of the paths rotates from round to round.
-//! Nothing is dropped: a measurement that fails is repeated once, which is said, and ends the bench if
-//! it fails again.
+//! No sample is dropped: a measurement that fails is repeated once, which is said. If it fails again,
+//! its path is out for the rest of the regime, and the others go on. So the nth samples of two paths
+//! are always of the same round.
 
 mod control;
 pub mod path;
 pub mod regime;
+mod schedule;
 mod stage;
 pub mod verdict;
 pub mod wiring;
@@ -23,6 +25,7 @@ use crate::traffic::{Cores, Ends, Flow, connections_per_second, packets_per_seco
 use crate::{BenchError, cpu};
 use path::Path;
 use regime::Regime;
+use schedule::Metric;
 use stage::{Pair, Stage};
 
 /// How many rounds a claim of a ratio needs.
@@ -53,27 +56,55 @@ pub trait Audience {
     fn step(&self, what: &str);
     /// Something that should be known when the figures are read.
     fn note(&self, what: &str);
-    /// True once the bench should end without results.
+    /// True once the bench should end with what it has.
     fn wants_out(&self) -> bool;
 }
 
-/// Measures. What was set up is removed however it ends.
-pub fn run(options: &Options, audience: &dyn Audience) -> Result<Report, BenchError> {
-    let mut report = Report {
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was measured.
+    pub report: Report,
+    /// What could not be, and why.
+    pub failures: Vec<String>,
+    /// It was ended before its time.
+    pub interrupted: bool,
+}
+
+/// Measures. What was set up is removed however it ends, and what was measured is kept.
+///
+/// # Errors
+/// When there is nothing to measure with: a path's program is missing, or the machine has no processor
+/// that may be used.
+pub fn run(options: &Options, audience: &dyn Audience) -> Result<Outcome, BenchError> {
+    let paths = paths(options, audience)?;
+    let report = Report {
         bench: "overlay".into(),
         machine: Machine::here(),
         commit: options.commit.clone(),
         date: today(),
         results: vec![],
     };
+    let mut run = Run {
+        options,
+        audience,
+        cores: Cores::here()?,
+        started: Instant::now(),
+        all: schedule::all(options, paths.len()),
+        done: Duration::ZERO,
+        outcome: Outcome { report, failures: vec![], interrupted: false },
+    };
+    audience.note(&format!("this takes about {}", schedule::about(run.all)));
     if !options.regimes.is_empty() {
-        traffic(options, &paths(options, audience)?, &mut report, audience)?;
+        let ended = run.traffic(&paths);
+        run.note_failure("traffic", ended);
     }
-    if options.control {
-        control::run(options, &mut report, audience)?;
+    if options.control && !run.outcome.interrupted {
+        let ended = control::run(options, &mut run.outcome.report, audience);
+        run.note_failure("control plane", ended);
     }
-    sort(&mut report);
-    Ok(report)
+    sort(&mut run.outcome.report);
+    Ok(run.outcome)
 }
 
 /// The paths that were asked for, or all that can be had; what is left out is said.
@@ -98,139 +129,144 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-fn traffic(
-    options: &Options,
-    paths: &[Path],
-    report: &mut Report,
-    audience: &dyn Audience,
-) -> Result<(), BenchError> {
-    let cores = Cores::here()?;
-    let stage = Stage::raise(options, paths, cores, audience)?;
-    let ends: Vec<&Ends> = stage.pairs.iter().map(|pair| &pair.ends).collect();
-    // The regimes that cannot be taken back to the last bit come last.
-    let mut regimes = options.regimes.clone();
-    regimes.sort_by_key(|regime| match regime {
-        Regime::Default => 0,
-        Regime::Shaped => 1,
-        Regime::NoTso => 2,
-        Regime::NoOffload => 3,
-    });
-    let mut others = vec![];
-    for regime in regimes {
-        let set = regime.begin(&stage.lab, &ends)?;
-        audience.note(&format!("{regime}: {set}"));
-        let sheet = Sheet { regime, cores, quick: options.quick, audience };
-        for round in 0..rounds(options.quick) {
-            others.extend(sheet.round(round, &stage.pairs, report)?);
-        }
-        regime.end(&stage.lab)?;
-    }
-    audience.note(&format!(
-        "other programs used {:.2} of {} processors in the median TCP measurement, {:.2} in the worst",
-        median(&others),
-        report.machine.cpus,
-        percentile(&others, 1.0),
-    ));
-    drop(stage.pairs); // servers first: they are nobody's leftovers
-    Ok(stage.lab.down()?)
-}
-
 fn rounds(quick: bool) -> usize {
     if quick { QUICK_ROUNDS } else { ROUNDS }
-}
-
-/// One thing to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Metric {
-    Tcp(u8),
-    Udp,
-    Packets,
-    Connections,
-    RoundTrips,
-}
-
-impl Metric {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Tcp(1) => "tcp_1_gbps",
-            Self::Tcp(_) => "tcp_8_gbps",
-            Self::Udp => "udp_gbps",
-            Self::Packets => "pps",
-            Self::Connections => "cps",
-            Self::RoundTrips => "rr_p50_us",
-        }
-    }
-
-    /// What is measured in a regime. Offloads and shaping leave round trips and connections as they
-    /// are, and a full link says all in one figure, its cost.
-    const fn of(regime: Regime, quick: bool) -> &'static [Self] {
-        match (regime, quick) {
-            (Regime::Default, false) => {
-                &[Self::Tcp(1), Self::Tcp(8), Self::Udp, Self::Packets, Self::Connections, Self::RoundTrips]
-            }
-            (Regime::Default, true) => &[Self::Tcp(1), Self::Packets, Self::Connections, Self::RoundTrips],
-            (Regime::NoOffload | Regime::NoTso, false) => &[Self::Tcp(1), Self::Tcp(8), Self::Packets],
-            (Regime::Shaped, _) | (Regime::NoOffload | Regime::NoTso, true) => &[Self::Tcp(1)],
-        }
-    }
 }
 
 /// A result: its metric, unit and value.
 type Sample = (&'static str, &'static str, f64);
 
-/// How the rounds of one regime are measured.
-struct Sheet<'a> {
-    regime: Regime,
-    cores: Cores,
-    quick: bool,
+/// A bench under way.
+struct Run<'a> {
+    options: &'a Options,
     audience: &'a dyn Audience,
+    cores: Cores,
+    started: Instant,
+    /// How long everything was expected to take, and what is done of that.
+    all: Duration,
+    done: Duration,
+    outcome: Outcome,
 }
 
-impl Sheet<'_> {
-    /// Every metric on every path. Returns how many processors others used, measurement by measurement.
-    fn round(&self, round: usize, pairs: &[Pair], report: &mut Report) -> Result<Vec<f64>, BenchError> {
-        let mut others = vec![];
-        for metric in Metric::of(self.regime, self.quick) {
-            for place in 0..pairs.len() {
-                let pair = &pairs[(place + round) % pairs.len()];
-                go_on(self.audience)?;
-                let (regime, path) = (self.regime, pair.path);
-                let of = rounds(self.quick);
-                self.audience.step(&format!(
-                    "{regime}, round {} of {of}: {} on {path}",
-                    round + 1,
-                    metric.name()
-                ));
-                let samples = self.repeated(pair, *metric, &mut others)?;
-                for (name, unit, value) in samples {
-                    report.sample((regime.name(), path.name(), name, unit), 1, value);
-                }
+impl Run<'_> {
+    fn note_failure(&mut self, what: &str, ended: Result<(), BenchError>) {
+        match ended {
+            Ok(()) => {}
+            Err(BenchError::Interrupted) => self.outcome.interrupted = true,
+            Err(error) => {
+                let line = format!("{what}: {}", chain(&error));
+                self.audience.note(&line);
+                self.outcome.failures.push(line);
             }
         }
-        Ok(others)
+    }
+
+    fn traffic(&mut self, paths: &[Path]) -> Result<(), BenchError> {
+        let (stage, failed) = Stage::raise(self.options, paths, self.cores, self.audience)?;
+        for (path, error) in failed {
+            self.note_failure(path.name(), Err(error));
+        }
+        let ends: Vec<&Ends> = stage.pairs.iter().map(|pair| &pair.ends).collect();
+        // The regimes that cannot be taken back to the last bit come last.
+        let mut regimes = self.options.regimes.clone();
+        regimes.sort_by_key(|regime| match regime {
+            Regime::Default => 0,
+            Regime::Shaped => 1,
+            Regime::NoTso => 2,
+            Regime::NoOffload => 3,
+        });
+        self.done = self.started.elapsed();
+        let mut others = vec![];
+        for regime in regimes {
+            let set = match regime.begin(&stage.lab, &ends) {
+                Ok(set) => set,
+                Err(error) => {
+                    self.note_failure(regime.name(), Err(error));
+                    continue;
+                }
+            };
+            self.audience.note(&format!("{regime}: {set}"));
+            self.regime(regime, &stage.pairs, &mut others)?;
+            regime.end(&stage.lab)?;
+        }
+        self.audience.note(&format!(
+            "other programs used {:.2} of {} processors in the median TCP measurement, {:.2} in the worst",
+            median(&others),
+            self.outcome.report.machine.cpus,
+            percentile(&others, 1.0),
+        ));
+        drop(stage.pairs); // servers first: they are nobody's leftovers
+        Ok(stage.lab.down()?)
+    }
+
+    /// All rounds of a regime. A path that fails is out for the rest of them.
+    fn regime(&mut self, regime: Regime, pairs: &[Pair], others: &mut Vec<f64>) -> Result<(), BenchError> {
+        let mut fit: Vec<&Pair> = pairs.iter().collect();
+        let (of, begun) = (rounds(self.options.quick), Instant::now());
+        for round in 0..of {
+            for metric in Metric::of(regime, self.options.quick) {
+                let first = round % fit.len().max(1);
+                let order: Vec<&Pair> = fit[first..].iter().chain(&fit[..first]).copied().collect();
+                for pair in order {
+                    go_on(self.audience)?;
+                    self.audience.step(&format!(
+                        "{} left; {regime}, round {} of {of}: {} on {}",
+                        schedule::about(self.left()),
+                        round + 1,
+                        metric.name(),
+                        pair.path,
+                    ));
+                    match self.repeated(regime, pair, *metric, others) {
+                        Ok(samples) => {
+                            for (name, unit, value) in samples {
+                                let series = (regime.name(), pair.path.name(), name, unit);
+                                self.outcome.report.sample(series, 1, value);
+                            }
+                        }
+                        Err(error) => {
+                            let what = format!(
+                                "{} on {} in {regime}, round {}, and all that was to follow there",
+                                metric.name(),
+                                pair.path,
+                                round + 1
+                            );
+                            self.note_failure(&what, Err(error));
+                            fit.retain(|fit| fit.path != pair.path);
+                        }
+                    }
+                }
+            }
+            self.done += schedule::round(regime, pairs.len(), self.options.quick);
+        }
+        self.audience.note(&format!(
+            "{regime}: {of} rounds in {} s; about {} left",
+            begun.elapsed().as_secs(),
+            schedule::about(self.left())
+        ));
+        Ok(())
+    }
+
+    fn left(&self) -> Duration {
+        schedule::left(self.all, self.done, self.started.elapsed())
     }
 
     fn repeated(
         &self,
+        regime: Regime,
         pair: &Pair,
         metric: Metric,
         others: &mut Vec<f64>,
     ) -> Result<Vec<Sample>, BenchError> {
-        let (regime, path) = (self.regime.name(), pair.path.name());
         self.measure(pair, metric, others).or_else(|error| {
-            self.audience.note(&format!("{metric:?} on {path} in {regime} is repeated: {}", chain(&error)));
-            self.measure(pair, metric, others).map_err(|error| BenchError::Measurement {
-                metric: metric.name(),
-                path,
-                regime,
-                source: error.into(),
-            })
+            let (name, path) = (metric.name(), pair.path);
+            self.audience.note(&format!("{name} on {path} in {regime} is repeated: {}", chain(&error)));
+            self.measure(pair, metric, others)
         })
     }
 
     fn measure(&self, pair: &Pair, metric: Metric, others: &mut Vec<f64>) -> Result<Vec<Sample>, BenchError> {
         let (ends, cores) = (&pair.ends, self.cores);
-        let short = Duration::from_millis(if self.quick { 250 } else { 400 });
+        let short = Metric::short(self.options.quick);
         match metric {
             Metric::Tcp(streams) => {
                 let (started, machine, watched) = (Instant::now(), cpu::of_machine(), pair.watched.used());

@@ -37,8 +37,10 @@ impl Regime {
     /// All, in the order of tables.
     pub const ALL: [Self; 4] = [Self::Default, Self::NoOffload, Self::NoTso, Self::Shaped];
 
-    /// Those that are measured if nobody says.
-    pub const USUAL: [Self; 3] = [Self::Default, Self::NoOffload, Self::Shaped];
+    /// Those that are measured if nobody says: all, or those that give an impression.
+    pub const fn usual(quick: bool) -> &'static [Self] {
+        if quick { &[Self::Default, Self::NoOffload, Self::Shaped] } else { &Self::ALL }
+    }
 
     /// Its name in results.
     pub const fn name(self) -> &'static str {

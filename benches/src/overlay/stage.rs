@@ -46,34 +46,50 @@ struct Wired {
 }
 
 impl Stage {
-    /// Raises a lab with all these paths, and proves that each carries packets.
+    /// Raises a lab with all these paths, and proves that each carries packets. Those that do not are
+    /// told with the reason.
     pub(super) fn raise(
         options: &Options,
         paths: &[Path],
         cores: Cores,
         audience: &dyn Audience,
-    ) -> Result<Self, BenchError> {
+    ) -> Result<(Self, Vec<(Path, BenchError)>), BenchError> {
         let hosts: Vec<String> = paths.iter().flat_map(|path| path.hosts()).collect();
         let lab =
             Lab::new("bench").weft(&options.weft).hosts(hosts).without_network().without_daemons().up()?;
-        let mut pairs = vec![];
+        let (mut pairs, mut failed) = (vec![], vec![]);
         for path in paths {
             super::go_on(audience)?;
             audience.step(&format!("raising {path}"));
-            let wired = wire(&lab, *path, options)?;
-            let ends = Ends { client: wired.client, server: wired.server, to: wired.to };
-            wait_for(READY, || ends.client.ping(ends.to).map_err(|error| error.chain())).map_err(
-                |timed_out| LabError::Late {
-                    what: format!("{path} carries nothing"),
-                    timed_out,
-                    log: String::new(),
-                },
-            )?;
-            let iperf = IperfServer::start(&ends, cores)?;
-            let watched = Watched::new(wired.daemons);
-            pairs.push(Pair { path: *path, ends, iperf, watched, _programs: wired.programs });
+            match Pair::raise(&lab, *path, options, cores) {
+                Ok(pair) => pairs.push(pair),
+                Err(error) => {
+                    // What is left of it stays idle; a daemon that tries again and again would not.
+                    for host in path.hosts() {
+                        let _ = lab.find_host(&host).map(|host| host.stop_overlay());
+                    }
+                    failed.push((*path, error));
+                }
+            }
         }
-        Ok(Self { pairs, lab })
+        Ok((Self { pairs, lab }, failed))
+    }
+}
+
+impl Pair {
+    fn raise(lab: &Lab, path: Path, options: &Options, cores: Cores) -> Result<Self, BenchError> {
+        let wired = wire(lab, path, options)?;
+        let ends = Ends { client: wired.client, server: wired.server, to: wired.to };
+        wait_for(READY, || ends.client.ping(ends.to).map_err(|error| error.chain())).map_err(
+            |timed_out| LabError::Late {
+                what: format!("{path} carries nothing"),
+                timed_out,
+                log: String::new(),
+            },
+        )?;
+        let iperf = IperfServer::start(&ends, cores)?;
+        let watched = Watched::new(wired.daemons);
+        Ok(Self { path, ends, iperf, watched, _programs: wired.programs })
     }
 }
 
@@ -143,10 +159,11 @@ fn by_hand(
     Ok(Wired { client, server, to: two.pod(), daemons, programs })
 }
 
-/// A path that weft's daemon makes, in a network of its own in the lab's etcd.
+/// A path that weft's daemon makes, in a network of its own in the lab's etcd. It masquerades, as the
+/// rules of flannel's layout do; whatever else is on by default (anti-spoofing) stays on.
 fn by_weft(lab: &Lab, path: Path, a: &Host, b: &Host) -> Result<Wired, BenchError> {
     let prefix = configure(lab, path)?;
-    let further = [format!("--etcd-prefix={prefix}")];
+    let further = [format!("--etcd-prefix={prefix}"), "--ip-masq".to_owned()];
     for host in [a, b] {
         host.launch_overlay_with(&further)?;
     }
