@@ -1,7 +1,11 @@
 //! Processor time: whose it is, from /proc.
 //!
 //! Work in softirq context is charged to the process it interrupted, which on a pinned sender is the
-//! sender itself, or to ksoftirqd. What other programs use is not counted as the path's, but told.
+//! sender itself, or to ksoftirqd. On a processor that is idle it is charged to nobody: behind a shaper,
+//! whose timer lets packets go, that is much of a path's cost. It is what the machine was busy beyond
+//! the time of all processes. /proc is not read in one instant, so on a busy machine that difference is
+//! noise; but there no processor is idle either, and more than the time that processors were idle is
+//! not believed. What other programs use is not counted as the path's, but told.
 
 use std::fs;
 
@@ -32,9 +36,58 @@ impl Watched {
     }
 }
 
-/// Processor time that the whole machine has used so far, in seconds: everything but idle and waiting.
-pub fn of_machine() -> f64 {
-    busy_ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()).map_or(0.0, seconds)
+/// What a measurement cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Processor time of the path, in seconds.
+    pub path: f64,
+    /// Processor time of programs that have nothing to do with it.
+    pub others: f64,
+}
+
+/// Counts what a measurement costs, from its making on.
+#[derive(Debug)]
+pub struct Meter<'a> {
+    watched: &'a Watched,
+    before: [f64; 4],
+}
+
+impl<'a> Meter<'a> {
+    /// Starts to count.
+    pub fn start(watched: &'a Watched) -> Self {
+        Self { watched, before: Self::now(watched) }
+    }
+
+    /// What it came to; `traffic` is the processor time that the traffic source says it used.
+    pub fn stop(self, traffic: f64) -> Cost {
+        let now = Self::now(self.watched);
+        let [busy, idle, all, watched] = [0, 1, 2, 3].map(|which| now[which] - self.before[which]);
+        let on_idle = (busy - all).clamp(0.0, idle.max(0.0));
+        Cost { path: traffic + watched + on_idle, others: (all - watched - traffic).max(0.0) }
+    }
+
+    /// The machine's busy and idle time, that of all processes, that of those watched.
+    fn now(watched: &Watched) -> [f64; 4] {
+        let [busy, idle] = of_machine();
+        [busy, idle, of_all_processes(), watched.used()]
+    }
+}
+
+/// Processor time of all processes there ever were: those that ended are in their parents' `cutime`
+/// and `cstime`, and what they had inherited themselves, too.
+fn of_all_processes() -> f64 {
+    let of = |pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| fields(&stat));
+    seconds(processes().filter_map(of).map(|fields| fields.iter().sum::<u64>()).sum())
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Seconds that the processors were busy so far, and that they were idle or waiting for a disk.
+fn of_machine() -> [f64; 2] {
+    machine_ticks(&fs::read_to_string("/proc/stat").unwrap_or_default()).unwrap_or_default().map(seconds)
 }
 
 /// Resident memory of a process in MiB; 0 once it is gone.
@@ -44,26 +97,30 @@ pub fn resident_mb(pid: i32) -> f64 {
 }
 
 fn ksoftirqds() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let named = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    pids.filter(|pid| named(pid).starts_with("ksoftirqd/")).collect()
+    processes().filter(|pid| named(pid).starts_with("ksoftirqd/")).collect()
 }
 
-/// utime and stime: fields 14 and 15 (proc(5)). The second field, the name, may hold spaces and brackets.
+/// utime and stime.
 fn ticks(stat: &str) -> Option<u64> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    Some(user + fields.next()?.parse::<u64>().ok()?)
+    let [user, system, ..] = fields(stat)?;
+    Some(user + system)
 }
 
-/// The line `cpu`: user nice system idle iowait irq softirq steal (proc(5)). Steal is no work of ours.
-fn busy_ticks(stat: &str) -> Option<u64> {
+/// utime, stime, cutime, cstime: fields 14 to 17 (proc(5)). The second field, the name, may hold spaces
+/// and brackets.
+fn fields(stat: &str) -> Option<[u64; 4]> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11).map(|field| field.parse().ok());
+    Some([fields.next()??, fields.next()??, fields.next()??, fields.next()??])
+}
+
+/// The line `cpu`: user nice system idle iowait irq softirq steal (proc(5)). Steal is neither.
+fn machine_ticks(stat: &str) -> Option<[u64; 2]> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let fields: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
-    let busy = [0, 1, 2, 5, 6].map(|index| fields.get(index).copied());
-    busy.into_iter().sum()
+    let [user, nice, system, idle, waiting, irq, softirq, ..] = fields[..] else { return None };
+    Some([user + nice + system + irq + softirq, idle + waiting])
 }
 
 fn resident_kb(status: &str) -> Option<u64> {
@@ -89,14 +146,28 @@ mod tests {
     fn times_are_read_past_any_name() {
         let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194304 100 0 0 0 150 50 7 9 20 0 3 0 1234 0 0";
         assert_eq!(ticks(stat), Some(200));
+        assert_eq!(fields(stat), Some([150, 50, 7, 9]));
         assert_eq!(ticks("42 (gone"), None);
     }
 
     #[test]
     fn a_busy_machine_is_told_from_an_idle_one() {
         let stat = "cpu  10 20 30 1000 500 4 6 77 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        assert_eq!(busy_ticks(stat), Some(70));
-        assert_eq!(busy_ticks("cpu  1 2"), None);
+        assert_eq!(machine_ticks(stat), Some([70, 1500]));
+        assert_eq!(machine_ticks("cpu  1 2"), None);
+    }
+
+    /// What a child used is in the sum while it lives and once it is gone.
+    #[test]
+    fn a_meter_counts_others_and_what_is_watched() {
+        let own = Watched { pids: vec![i32::try_from(std::process::id()).unwrap()] };
+        let nobody = Watched { pids: vec![] };
+        let (theirs, ours) = (Meter::start(&nobody), Meter::start(&own)); // one within the other
+        let loop_for_a_while = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+        let status = std::process::Command::new("sh").args(["-c", loop_for_a_while]).status().unwrap();
+        assert!(status.success());
+        let (ours, theirs) = (ours.stop(0.0), theirs.stop(0.0));
+        assert!(ours.others > 0.0 && theirs.others >= ours.others, "{ours:?} {theirs:?}");
     }
 
     #[test]
@@ -113,6 +184,7 @@ mod tests {
             std::hint::black_box((0..100_000u64).sum::<u64>());
         }
         assert!(resident_mb(own) > 0.0);
-        assert!(of_machine() > 0.0);
+        assert!(of_machine()[0] > 0.0);
+        assert!(of_all_processes() > before);
     }
 }

@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 
 use weft_lab::LabError;
 
+use crate::BenchError;
+use crate::cpu::Meter;
 use crate::report::{Machine, Report, today};
 use crate::stats::{median, percentile};
 use crate::traffic::{Cores, Ends, Flow, connections_per_second, packets_per_second, round_trips};
-use crate::{BenchError, cpu};
 use path::Path;
 use regime::Regime;
 use schedule::Metric;
@@ -269,12 +270,11 @@ impl Run<'_> {
         let short = Metric::short(self.options.quick);
         match metric {
             Metric::Tcp(streams) => {
-                let (started, machine, watched) = (Instant::now(), cpu::of_machine(), pair.watched.used());
+                let (started, meter) = (Instant::now(), Meter::start(&pair.watched));
                 let bulk = pair.iperf.run(ends, cores, Flow::Tcp(streams), 1)?;
-                let spent = bulk.cpu_s + pair.watched.used() - watched;
-                let elsewhere = cpu::of_machine() - machine - spent;
-                others.push((elsewhere / started.elapsed().as_secs_f64()).max(0.0));
-                let cost = ("cpu_s_per_gb", "s", spent / bulk.gigabytes);
+                let cost = meter.stop(bulk.cpu_s);
+                others.push(cost.others / started.elapsed().as_secs_f64());
+                let cost = ("cpu_s_per_gb", "s", cost.path / bulk.gigabytes);
                 let rate = (metric.name(), "Gbit/s", bulk.gbps);
                 Ok(if streams == 1 { vec![rate, cost] } else { vec![rate] })
             }
