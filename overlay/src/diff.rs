@@ -224,7 +224,7 @@ impl Routes<'_> {
         for (key, route) in observed.routes.iter().filter(|(_, route)| self.stays(route)) {
             // One that is wanted otherwise, but cannot be made so now, stays: better than none.
             let wanted = desired.routes.contains_key(key);
-            if scope.owns_route(route, observed) && !wanted {
+            if !wanted && scope.owns_route(route, observed) {
                 remove.push(Change::DeleteRoute(route.clone()));
             }
         }

@@ -223,7 +223,9 @@ impl Membership {
                 // Somebody else has the subnet now: nothing of what was known counts.
                 *member = Member::new(peer);
             }
-            member.peer = peer.clone();
+            if member.peer != *peer {
+                member.peer = peer.clone();
+            }
             member.vanished = None;
         }
         if !evidence.reachable {
