@@ -23,7 +23,8 @@ use schedule::{Request, Schedule};
 /// What is known of each target, by the address that was asked.
 pub type Outcomes = BTreeMap<IpAddr, Outcome>;
 
-/// Asks until the sender of `targets` is gone; every answer and every silence is published.
+/// Asks until the sender of `targets` is gone; every answer and every silence is published, and told
+/// at once if it is a suspect's: somebody waits for that.
 ///
 /// # Errors
 /// When neither an IPv4 nor an IPv6 raw ICMP socket can be opened (CAP_NET_RAW is missing).
@@ -43,7 +44,7 @@ pub async fn run(
     }
     let (v4, v6) = (v4.ok(), v6.ok());
     let ident = rand::random::<u16>();
-    let mut schedule = Schedule::new(Pace::default());
+    let mut schedule = Schedule::new(Pace::default(), Instant::now());
     schedule.retarget(&targets.borrow_and_update(), Instant::now());
     loop {
         let wake = schedule.next_wake(Instant::now());
@@ -68,7 +69,7 @@ pub async fn run(
                 ask(socket, addr, ident, seq);
             }
         }
-        outcomes.send_replace(schedule.outcomes());
+        outcomes.send_if_modified(|known| schedule.publish(known));
     }
 }
 
