@@ -7,24 +7,26 @@
 //!
 //! A change that the kernel refuses is logged once and tried again later and later, but at once
 //! when a link or an address changed: the underlay may just have come back.
+//!
+//! A pass compares what may have come to differ since the last one ([`doubt`]): of five thousand
+//! peers' objects, those of the one that changed. When there is no telling, it compares everything.
 
+mod doubt;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
-use weft_kernel::net::{
-    Absorbed, Address, Change, Event, Failure, LinkName, Mac, Net, NetError, RouteKey, State,
-};
+use weft_kernel::net::{Absorbed, Change, Event, Failure, LinkName, Net, NetError, State};
 
 use crate::believe;
-use crate::diff::{Conflict, diff};
+use crate::diff::{Conflict, Diff, diff};
 use crate::plan::Desired;
+use doubt::{Doubt, Subject};
 
 /// The first pause before a refused change is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -35,9 +37,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Reconciler<N> {
     net: N,
-    believed: Option<State>,
+    believed: Option<Arc<State>>,
     /// The plan that was last applied: what differs from it without a new plan is drift.
     settled: Option<Arc<Desired>>,
+    /// What may differ from that plan in what is believed.
+    doubt: Doubt,
     troubles: BTreeMap<Subject, Trouble>,
     conflicts: BTreeSet<String>,
     adding_only: bool,
@@ -97,17 +101,6 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The object that a change is about.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Subject {
-    Link(LinkName),
-    Address(Address),
-    Route(RouteKey),
-    Neighbour(LinkName, IpAddr),
-    Proxy(LinkName, Ipv6Addr),
-    Fdb(LinkName, Mac),
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
     tries: u32,
@@ -122,6 +115,7 @@ impl<N: Net> Reconciler<N> {
             net,
             believed: None,
             settled: None,
+            doubt: Doubt::Everything,
             troubles: BTreeMap::new(),
             conflicts: BTreeSet::new(),
             adding_only: false,
@@ -145,13 +139,19 @@ impl<N: Net> Reconciler<N> {
         &self.heals
     }
 
+    /// Whether an event only repeats what is believed: most are about what was done here.
+    pub fn knows(&self, event: &Event) -> bool {
+        self.believed.as_ref().is_some_and(|state| tells_nothing_new(event, state))
+    }
+
     /// Takes an event in. `false`: it tells nothing new, or only of foreign neighbours; no pass is
     /// needed for it.
     pub fn absorb(&mut self, event: &Event) -> bool {
-        let Some(state) = &mut self.believed else { return true };
-        if tells_nothing_new(event, state) {
+        if self.knows(event) {
             return false;
         }
+        self.doubt.hear(event);
+        let Some(state) = &mut self.believed else { return true };
         // Whatever was refused for want of a link or an address may be taken now.
         if matches!(
             event,
@@ -161,8 +161,8 @@ impl<N: Net> Reconciler<N> {
                 trouble.next = None;
             }
         }
-        if state.absorb(event) == Absorbed::ObserveAgain {
-            self.believed = None;
+        if Arc::make_mut(state).absorb(event) == Absorbed::ObserveAgain {
+            self.forget();
             return true;
         }
         let planned = |link: &LinkName| {
@@ -178,19 +178,28 @@ impl<N: Net> Reconciler<N> {
 
     /// Forgets what is believed: the next look is at the kernel itself.
     pub fn doubt(&mut self) {
-        self.believed = None;
+        self.forget();
     }
 
-    /// What the namespace holds, as far as is known; listed only if need be.
+    fn forget(&mut self) {
+        self.believed = None;
+        self.doubt = Doubt::Everything;
+    }
+
+    /// What the namespace holds, as far as is known; listed only if need be. To keep it over the next
+    /// change costs a copy.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn observe(&mut self) -> Result<&State, NetError> {
+    pub async fn observe(&mut self) -> Result<Arc<State>, NetError> {
         let state = match self.believed.take() {
             Some(state) => state,
-            None => self.net.observe().await?,
+            None => {
+                self.doubt = Doubt::Everything;
+                Arc::new(self.net.observe().await?)
+            }
         };
-        Ok(self.believed.insert(state))
+        Ok(Arc::clone(self.believed.insert(state)))
     }
 
     /// Applies changes that are not the plan's (a take-over), in the same belief.
@@ -198,13 +207,20 @@ impl<N: Net> Reconciler<N> {
         if changes.is_empty() {
             return Vec::new();
         }
+        // Should this be given up half-way, nobody knows what was done.
+        let doubt = std::mem::replace(&mut self.doubt, Doubt::Everything);
         let failures = self.net.apply(changes).await;
+        self.doubt = doubt;
         let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.index).collect();
         if let Some(state) = self.believed.as_mut().filter(|_| failed.is_empty()) {
-            changes.iter().for_each(|change| believe::apply(state, change));
+            let state = Arc::make_mut(state);
+            for change in changes {
+                believe::apply(state, change);
+                self.doubt.add(Subject::of(change));
+            }
         } else {
             // A refusal shows that the kernel is not what it was believed to be.
-            self.believed = None;
+            self.forget();
         }
         failures
     }
@@ -215,12 +231,22 @@ impl<N: Net> Reconciler<N> {
     /// When the kernel cannot be asked. What it refuses is in the report.
     pub async fn reconcile(&mut self, desired: &Arc<Desired>, now: Instant) -> Result<Report, NetError> {
         let state = self.observe().await?;
-        let links: BTreeSet<LinkName> = state.links.keys().cloned().collect();
-        let mut found = diff(&desired.kernel, state, &desired.scope);
+        let mut found = self.compare(desired, &state);
         if self.adding_only {
+            let links: BTreeSet<LinkName> = state.links.keys().cloned().collect();
             found.changes = only_additions(found.changes, &links);
         }
+        drop(state);
+        // What is changed now is looked at again by the next pass; all of it, if more is left to do.
+        self.doubt = if found.conflicts.is_empty() && found.awaited.is_empty() && !self.adding_only {
+            Doubt::nothing()
+        } else {
+            Doubt::Everything
+        };
         let (changes, waiting) = self.without_those_that_wait(found.changes, now);
+        if !waiting.is_empty() {
+            self.doubt = Doubt::Everything;
+        }
         let failures = self.apply(&changes).await;
 
         let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.index).collect();
@@ -251,6 +277,15 @@ impl<N: Net> Reconciler<N> {
             conflicts: found.conflicts,
             awaited: found.awaited,
         })
+    }
+
+    /// What differs. Only the part that may differ is compared, if that is known.
+    fn compare(&self, desired: &Desired, state: &State) -> Diff {
+        let part = self.settled.as_ref().and_then(|settled| self.doubt.since(settled, desired));
+        match part {
+            Some(part) => diff(&part.of(&desired.kernel), &part.of(state), &desired.scope),
+            None => diff(&desired.kernel, state, &desired.scope),
+        }
     }
 
     /// Leaves out what was refused a moment ago, and whatever hangs on a link that was.
@@ -359,61 +394,6 @@ fn tells_nothing_new(event: &Event, state: &State) -> bool {
         Event::Fdb(entry) => state.fdb.contains(entry),
         Event::FdbGone(entry) => !state.fdb.contains(entry),
         Event::OtherRoute(_) | Event::Lost => false,
-    }
-}
-
-impl Subject {
-    fn of(change: &Change) -> Self {
-        match change {
-            Change::AddLink(link) | Change::AddVethPair { host: link, .. } => Self::Link(link.name.clone()),
-            Change::DeleteLink(name) | Change::SetLink(name, _) | Change::RenameLink { to: name, .. } => {
-                Self::Link(name.clone())
-            }
-            Change::AddAddress(address) | Change::DeleteAddress(address) => Self::Address(address.clone()),
-            Change::ReplaceRoute(route) | Change::DeleteRoute(route) => Self::Route(route.key.clone()),
-            Change::ReplaceNeighbour(neighbour) | Change::DeleteNeighbour(neighbour) => {
-                Self::Neighbour(neighbour.link.clone(), neighbour.addr)
-            }
-            Change::AddProxy(proxy) | Change::DeleteProxy(proxy) => {
-                Self::Proxy(proxy.link.clone(), proxy.addr)
-            }
-            Change::ReplaceFdb(entry) | Change::DeleteFdb(entry) => Self::Fdb(entry.link.clone(), entry.mac),
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Link(_) => Kind::Link,
-            Self::Address(_) => Kind::Address,
-            Self::Route(_) => Kind::Route,
-            Self::Neighbour(..) | Self::Proxy(..) => Kind::Neighbour,
-            Self::Fdb(..) => Kind::Fdb,
-        }
-    }
-
-    /// Whether two desired states want the same of this object.
-    fn same_wish(&self, a: &State, b: &State) -> bool {
-        match self {
-            Self::Link(name) => a.links.get(name) == b.links.get(name),
-            Self::Address(address) => a.addresses.contains(address) == b.addresses.contains(address),
-            Self::Route(key) => a.routes.get(key) == b.routes.get(key),
-            Self::Neighbour(link, addr) => {
-                let key = (link.clone(), *addr);
-                a.neighbours.get(&key) == b.neighbours.get(&key)
-            }
-            Self::Proxy(link, addr) => {
-                let of = |state: &State| {
-                    state.proxies.iter().find(|proxy| (&proxy.link, proxy.addr) == (link, *addr)).cloned()
-                };
-                of(a) == of(b)
-            }
-            Self::Fdb(link, mac) => {
-                let of = |state: &State| {
-                    state.fdb.iter().find(|entry| (&entry.link, entry.mac) == (link, *mac)).cloned()
-                };
-                of(a) == of(b)
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use futures::{FutureExt as _, StreamExt as _};
 use proptest::prelude::*;
-use weft_kernel::net::{Events, FakeNet, Link, LinkKind, LinkPatch, Neighbour};
+use weft_kernel::net::{Events, FakeNet, Link, LinkKind, LinkPatch, Mac, Neighbour};
 
 use super::*;
 use crate::config::Backend;
@@ -312,5 +312,37 @@ proptest! {
             }
             assert!(host.is_as_planned());
         });
+    }
+
+    /// Passes look at what may differ only. Whatever is planned one after the other, and whatever
+    /// others do in between, a look at everything finds nothing that they missed.
+    #[test]
+    fn nothing_is_missed_by_looking_at_a_part(
+        steps in proptest::collection::vec(
+            (proptest::sample::subsequence((8u8..20).collect::<Vec<_>>(), 0..12), 0usize..9, 0usize..40),
+            1..8,
+        ),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        // Else tokio makes a listener pause after a number of events.
+        runtime.block_on(tokio::task::unconstrained(async {
+            let mut host = Host::settled(&three_hosts()).await;
+            for (peers, what, which) in steps {
+                host.desired = Arc::new(plan(&network(&vxlan(), &peers)));
+                // Three of four times somebody else is at work, too.
+                if which % 4 > 0 && !host.desired.kernel.routes.is_empty() && !host.desired.kernel.fdb.is_empty() {
+                    let _ = host.kernel.disturb(&[harm(&host.desired.kernel, what, which)]);
+                }
+                // A change may have been refused, as it was made on half the news.
+                for _ in 0..2 {
+                    host.hear();
+                    host.now += LONGEST_PAUSE;
+                    host.pass().await;
+                }
+                host.hear();
+                let left = diff(&host.desired.kernel, &host.kernel.state(), &host.desired.scope);
+                assert_eq!(left, Diff::default());
+            }
+        }));
     }
 }

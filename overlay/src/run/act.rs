@@ -1,11 +1,12 @@
 //! What the engine does by a plan, beside links and routes: settings, the tunnel, pods, the filter.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 use weft_kernel::net::{Failure, LinkName, State};
-use weft_kernel::nft;
 use weft_kernel::tun::{Framing, Tun};
 
 use super::assemble;
@@ -15,7 +16,7 @@ use crate::attach::keep::{self, Keeping};
 use crate::attach::records::Record;
 use crate::attach::site::{Mode, Site};
 use crate::backend;
-use crate::firewall::{self, Surroundings, Tunnel as FilteredTunnel};
+use crate::firewall::{Surroundings, Tunnel as FilteredTunnel};
 use crate::lease::LeaseState;
 use crate::model::{Family, Model};
 use crate::plan::{Desired, End, Sysctl, Transport, keep_router_advertisements};
@@ -153,16 +154,14 @@ impl Engine {
     /// The nftables table and, beside it, our accept rules in others' FORWARD chains.
     pub(super) fn make_filter(
         &mut self,
-        model: &Model,
+        model: &Arc<Model>,
         desired: &Desired,
         observed: &State,
         records: &[Record],
         site: Option<&Site>,
     ) -> Result<usize, String> {
         let around = surroundings(model, desired, observed, records, site);
-        let made = firewall::plan(model, &around).map_err(|error| error.to_string()).and_then(
-            |table: nft::Table| self.filter.apply(&table).map_err(|error| weft_daemon::log::chain(&error)),
-        );
+        let made = self.filter.keep(model, around).map_err(|error| weft_daemon::log::chain(&error));
         match &made {
             Ok(_) => self.health.ok("firewall"),
             Err(error) => self.health.not_ready("firewall", error.clone()),
@@ -198,13 +197,15 @@ fn surroundings(
     site: Option<&Site>,
 ) -> Surroundings {
     let mut around = Surroundings::new(&model.config.backend);
-    for transport in desired.ways.values().map(|way| way.transport) {
-        let tunnel = match (transport, End::ours(&model.me, &model.config).transports) {
-            (Transport::Vxlan, offered) => {
+    let offered = End::ours(&model.me, &model.config).transports;
+    let used: BTreeSet<Transport> = desired.ways.values().map(|way| way.transport).collect();
+    for transport in used {
+        let tunnel = match transport {
+            Transport::Vxlan => {
                 offered.vxlan.map(|end| FilteredTunnel::Vxlan { vni: end.vni, port: end.port })
             }
-            (Transport::Udp, offered) => offered.udp.map(|port| FilteredTunnel::Udp { port }),
-            (Transport::Direct, _) => None,
+            Transport::Udp => offered.udp.map(|port| FilteredTunnel::Udp { port }),
+            Transport::Direct => None,
         };
         if let Some(tunnel) = tunnel.filter(|tunnel| !around.tunnels.contains(tunnel)) {
             around.tunnels.push(tunnel);

@@ -6,18 +6,21 @@ use tokio::sync::watch;
 use weft_daemon::http::{Response, Router, StatusCode};
 use weft_kernel::net::{Net as _, Rtnetlink};
 
-use super::status::{self, Status};
+use super::status::{self, Status, Told};
 use crate::plan::Desired;
+use crate::probe::Outcomes;
 
 /// `GET /peers`: the last pass, told. `GET /diff`: what the kernel lacks or has too much, by a fresh look.
 pub(super) fn router(
-    status: watch::Receiver<Arc<Status>>,
+    told: watch::Receiver<Option<Arc<Told>>>,
+    outcomes: watch::Receiver<Outcomes>,
     planned: watch::Receiver<Option<Arc<Desired>>>,
     net: Rtnetlink,
 ) -> Router {
     let peers = move |_| {
-        let status = Arc::clone(&status.borrow());
-        async move { Response::json(&*status) }
+        let told = told.borrow().clone();
+        let status = told.map_or_else(Status::default, |told| told.status(&outcomes.borrow()));
+        async move { Response::json(&status) }
     };
     let diff = move |_| {
         let (desired, net) = (planned.borrow().clone(), net.clone());

@@ -3,9 +3,8 @@
 //! A pass decides nothing by itself: what should be comes out of `plan` and its like, and each step
 //! goes on when another has failed, because half a network is better than none.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -22,14 +21,14 @@ use super::flannel::TakingOver;
 use super::forwarding::Forwarding;
 use super::kernel::Kernel;
 use super::numbers::Numbers;
-use super::status::{self, Status};
+use super::status::Told;
 use crate::admin::{self, AdminError};
 use crate::attach::records::Records;
 use crate::config::NetworkConfig;
 use crate::key::Prefix;
 use crate::lease::{Intent, LeaseState};
 use crate::membership::{Listing, Membership, Verdict};
-use crate::model::{Me, NodeId, Subnet};
+use crate::model::{Me, Model, NodeId, Subnet};
 use crate::options::Options;
 use crate::plan::{Desired, plan};
 use crate::probe::{Outcomes, Target};
@@ -65,11 +64,13 @@ pub(super) struct Engine {
     pub(super) remembered: Option<Subnet>,
     pub(super) membership: Membership,
     /// What it said last.
-    pub(super) verdict: Verdict,
+    pub(super) verdict: Arc<Verdict>,
     /// How often the store had turned out to be a new one, as far as the membership knows.
     pub(super) wipes: u64,
-    /// Where each peer is probed, by the last plan.
-    pub(super) targets: BTreeMap<Subnet, BTreeSet<IpAddr>>,
+    /// What the registry said of the others when it was read last.
+    pub(super) listed: Option<Listed>,
+    /// The last model and what was planned from it.
+    pub(super) planned: Option<(Arc<Model>, Arc<Desired>)>,
     /// When the membership wants to be asked again.
     pub(super) wake: watch::Sender<Option<Instant>>,
     pub(super) probes: watch::Sender<Vec<Target>>,
@@ -80,7 +81,8 @@ pub(super) struct Engine {
     pub(super) settings: Settings,
     pub(super) records: Records,
     pub(super) files: Files,
-    pub(super) status: watch::Sender<Arc<Status>>,
+    /// The last pass, for whoever asks.
+    pub(super) told: watch::Sender<Option<Arc<Told>>>,
     pub(super) plans: watch::Sender<Option<Arc<Desired>>>,
     pub(super) tunnel: Option<RunningTunnel>,
     /// The config that is in force since this start.
@@ -100,6 +102,18 @@ pub(super) struct Engine {
     pub(super) looked: Option<(Instant, Duration)>,
     /// How long the last pass took, without the other firewalls' programs.
     pub(super) look_cost: Duration,
+    /// When the last pass that left nothing undone began.
+    pub(super) rested: Option<Instant>,
+}
+
+/// A listing, and what it was made from. It holds the registry weakly: whoever follows the store need not
+/// copy what is only remembered here.
+#[derive(Debug)]
+pub(super) struct Listed {
+    registry: Weak<Registry>,
+    me: Me,
+    config: NetworkConfig,
+    listing: Arc<Listing>,
 }
 
 /// A pass that left something undone; the next one tries again.
@@ -116,6 +130,12 @@ pub(super) enum PassError {
 impl Engine {
     /// One pass; says how many changes it made.
     pub(super) async fn pass(&mut self, reasons: &BTreeSet<&'static str>) -> Result<usize, PassError> {
+        let news = self.kernel.follow();
+        let rested = self.rested.is_some_and(|at| at.elapsed() < self.options.resync);
+        if rested && !news && reasons.iter().all(|reason| *reason == "kernel") {
+            // The kernel repeats what the last pass did.
+            return Ok(0);
+        }
         if reasons.contains("filter") {
             self.filter.doubt();
             self.forwarding.doubt();
@@ -132,7 +152,9 @@ impl Engine {
             self.forwarding_looked = Some(start);
             self.forwarding.doubt();
         }
+        self.rested = None;
         let result = self.look_and_act(fresh).await;
+        self.rested = result.is_ok().then_some(start);
         if fresh && result.is_ok() {
             self.looked = Some((start, self.look_cost));
         }
@@ -181,18 +203,18 @@ impl Engine {
             return done.end();
         }
 
-        let listing = Listing::of(&registry, &me, &config);
+        let listing = self.list(&registry, &me, &config);
         let members = self.members(&listing, &known);
-        let model = assemble::model(&self.options, me, &config, members.peers.clone());
-        let desired = Arc::new(plan(&model));
-        self.set_probes(&desired, &members);
+        let (model, desired) = self.plan(assemble::model(&self.options, me, &config, members.peers.clone()));
 
         done.step("settings", self.make_settings(&model, &desired, &observed));
+        drop(observed);
         done.step("tunnel", self.run_tunnel(&model, &desired));
         // The cache may be older than what the kernel holds: it adds, it does not take away.
         let report = self.kernel.reconcile(&desired, known.registry.is_none()).await?;
         done.reconciled(&report);
         self.tell_kernel(&report.conflicts, &report.failures);
+        self.set_probes(&desired, &members);
         self.wake.send_replace([members.wake, report.retry].into_iter().flatten().min());
         // The plan is the one of the last pass, and still a wire lacks something: somebody else did it.
         let drifted = self.plans.borrow().as_deref().is_some_and(|last| last.kernel == desired.kernel);
@@ -205,15 +227,13 @@ impl Engine {
         }
         let observed = self.kernel.observe(false).await?;
         let filter = self.make_filter(&model, &desired, &observed, &records, site.as_ref());
+        self.look_cost = start.elapsed();
         let forwarding = self.keep_forwarding(&model).await;
         if self.options.take_over_flannel && filter.is_ok() && forwarding.is_ok() {
             done.step("flannel's rules", self.take_over_rules(&model).await);
         }
         done.step("firewall", filter);
         done.step("forwarding", forwarding);
-        done.step("firewall", self.make_filter(&model, &desired, &observed, &records, site.as_ref()));
-        self.look_cost = start.elapsed();
-        done.step("forwarding", self.keep_forwarding(&model).await);
 
         let (offer, newest) = (site.as_ref(), known.registry.as_ref());
         if let Some(error) = self.files.write(&model, &desired, offer, newest).await {
@@ -230,13 +250,40 @@ impl Engine {
         self.numbers.healed_kernel(self.kernel.heals());
         self.numbers.state(&desired, &observed);
         self.numbers.programmed(&registry);
-        let probes = self.outcomes.borrow().clone();
         let counters = self.tunnel.as_ref().map(|running| running.tunnel.counters());
-        let status = status::of(&model, &desired, &listing, &members, &probes, counters.as_ref());
-        self.numbers.status(&status);
-        self.status.send_replace(Arc::new(status));
+        let told = Told { model, desired: Arc::clone(&desired), listing, members, counters };
+        self.told.send_replace(Some(Arc::new(told)));
         self.plans.send_replace(Some(desired));
         done.end()
+    }
+
+    /// What the registry says of the others; read again only if something it depends on changed.
+    fn list(&mut self, registry: &Arc<Registry>, me: &Me, config: &NetworkConfig) -> Arc<Listing> {
+        let same = |listed: &&Listed| {
+            listed.registry.ptr_eq(&Arc::downgrade(registry)) && (&listed.me, &listed.config) == (me, config)
+        };
+        if let Some(listed) = self.listed.as_ref().filter(same) {
+            return Arc::clone(&listed.listing);
+        }
+        let listing = Arc::new(Listing::of(registry, me, config));
+        self.listed = Some(Listed {
+            registry: Arc::downgrade(registry),
+            me: me.clone(),
+            config: config.clone(),
+            listing: Arc::clone(&listing),
+        });
+        listing
+    }
+
+    /// The plan for a model; the last one again if the model is the same.
+    fn plan(&mut self, model: Model) -> (Arc<Model>, Arc<Desired>) {
+        if let Some((before, desired)) = self.planned.as_ref().filter(|(before, _)| **before == model) {
+            return (Arc::clone(before), Arc::clone(desired));
+        }
+        let desired = Arc::new(plan(&model));
+        let model = Arc::new(model);
+        self.planned = Some((Arc::clone(&model), Arc::clone(&desired)));
+        (model, desired)
     }
 
     /// The last thing a daemon does. Traffic goes on; only what was asked for is given back.

@@ -1,6 +1,11 @@
 //! The overlay's nftables table as it should be, kept so.
 
-use weft_kernel::nft::{self, CommitError, DumpError, Nft, Table};
+use std::sync::Arc;
+
+use weft_kernel::nft::{self, BadName, CommitError, DumpError, Nft, Table};
+
+use crate::firewall::{self, Surroundings};
+use crate::model::Model;
 
 /// One network's table in the kernel.
 #[derive(Debug)]
@@ -8,11 +13,13 @@ pub(super) struct Filter {
     nft: Nft,
     /// What we committed last.
     committed: Option<Table>,
+    /// What that was planned from.
+    planned_from: Option<(Arc<Model>, Surroundings)>,
     /// Somebody else may have changed it since.
     doubted: bool,
 }
 
-/// What [`Filter::apply`] had to do.
+/// What [`Filter::keep`] had to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
     /// Nothing.
@@ -26,6 +33,9 @@ pub(super) enum Applied {
 /// The table is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilterError {
+    /// It cannot be planned.
+    #[error(transparent)]
+    Name(#[from] BadName),
     /// It could not be read.
     #[error(transparent)]
     Dump(#[from] DumpError),
@@ -36,7 +46,7 @@ pub(super) enum FilterError {
 
 impl Filter {
     pub(super) fn open() -> std::io::Result<Self> {
-        Ok(Self { nft: Nft::open()?, committed: None, doubted: true })
+        Ok(Self { nft: Nft::open()?, committed: None, planned_from: None, doubted: true })
     }
 
     /// The port by which our own changes are told from others' in events.
@@ -49,28 +59,43 @@ impl Filter {
         self.doubted = true;
     }
 
-    /// Makes the table what it should be. Only what differs is written: a peer more is a few elements.
-    pub(super) fn apply(&mut self, desired: &Table) -> Result<Applied, FilterError> {
-        let unchanged = self.committed.as_ref() == Some(desired);
-        if unchanged && !self.doubted {
+    /// Makes the table what it should be. It is planned anew only if what it is planned from changed, and
+    /// only what differs is written: a peer more is a few elements.
+    pub(super) fn keep(&mut self, model: &Arc<Model>, around: Surroundings) -> Result<Applied, FilterError> {
+        let same =
+            |(before, surroundings): &(Arc<Model>, Surroundings)| before == model && *surroundings == around;
+        if !self.doubted && self.planned_from.as_ref().is_some_and(same) {
             return Ok(Applied::Same);
         }
-        let observed = match &self.committed {
-            Some(committed) if !self.doubted => Some(committed.clone()),
-            _ => self.nft.table(&desired.key)?,
+        let applied = self.apply(firewall::plan(model, &around)?)?;
+        self.planned_from = Some((Arc::clone(model), around));
+        Ok(applied)
+    }
+
+    fn apply(&mut self, desired: Table) -> Result<Applied, FilterError> {
+        let applied = if self.doubted {
+            let observed = self.nft.table(&desired.key)?;
+            let difference = nft::diff(&desired, observed.as_ref());
+            match (difference.is_same(), self.committed.as_ref() == Some(&desired)) {
+                (true, _) => Applied::Same,
+                (false, unchanged) => {
+                    self.nft.commit(&difference.transaction(&desired))?;
+                    if unchanged { Applied::Healed } else { Applied::Changed }
+                }
+            }
+        } else {
+            let difference = nft::diff(&desired, self.committed.as_ref());
+            if difference.is_same() {
+                Applied::Same
+            } else {
+                // If it fails, it is not known what the kernel holds.
+                self.doubted = true;
+                self.nft.commit(&difference.transaction(&desired))?;
+                Applied::Changed
+            }
         };
-        let difference = nft::diff(desired, observed.as_ref());
-        if !difference.is_same() {
-            // If it fails, it is not known what the kernel holds.
-            self.doubted = true;
-            self.nft.commit(&difference.transaction(desired))?;
-        }
-        self.committed = Some(desired.clone());
+        self.committed = Some(desired);
         self.doubted = false;
-        Ok(match (difference.is_same(), unchanged) {
-            (true, _) => Applied::Same,
-            (false, false) => Applied::Changed,
-            (false, true) => Applied::Healed,
-        })
+        Ok(applied)
     }
 }

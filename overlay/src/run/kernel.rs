@@ -51,13 +51,14 @@ impl Kernel {
         self.reconciler.heals()
     }
 
-    /// What the host's network is now. `fresh` asks the kernel, whatever the events said.
-    pub(super) async fn observe(&mut self, fresh: bool) -> Result<State, NetError> {
+    /// What the host's network is now. `fresh` asks the kernel, whatever the events said. To be let go
+    /// before the network is changed, or it is copied.
+    pub(super) async fn observe(&mut self, fresh: bool) -> Result<Arc<State>, NetError> {
         self.follow();
         if fresh {
             self.reconciler.doubt();
         }
-        Ok(self.reconciler.observe().await?.clone())
+        self.reconciler.observe().await
     }
 
     /// Makes the network hold what is desired, as far as it can be done now; `add_only`: nothing is
@@ -77,11 +78,15 @@ impl Kernel {
         self.reconciler.apply(changes).await
     }
 
-    fn follow(&mut self) {
+    /// Takes in what the kernel told since. Whether any of it was news: most of it repeats what we did.
+    pub(super) fn follow(&mut self) -> bool {
         let events = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut news = false;
         for event in &events {
+            news |= !self.reconciler.knows(event);
             self.reconciler.absorb(event);
         }
+        news
     }
 }
 

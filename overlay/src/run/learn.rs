@@ -1,6 +1,8 @@
 //! What the engine learns before it plans: the config in force, the underlay, the peers in the path.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::info;
@@ -144,28 +146,30 @@ impl Engine {
     }
 
     /// Which of the other hosts are in the data path.
-    pub(super) fn members(&mut self, listing: &Listing, known: &Known) -> Verdict {
+    pub(super) fn members(&mut self, listing: &Listing, known: &Known) -> Arc<Verdict> {
         let now = Instant::now();
         if self.wipes != known.wipes {
             self.wipes = known.wipes;
             self.membership.wiped(now);
         }
         let reachable = known.registry.is_some() && known.disconnected.is_none();
-        let outcomes = self.outcomes.borrow().clone();
-        let evidence = Evidence { now, reachable, listing, targets: &self.targets, outcomes: &outcomes };
-        let verdict = self.membership.update(&evidence);
+        let nowhere = BTreeMap::new();
+        let targets = self.planned.as_ref().map_or(&nowhere, |(_, desired)| &desired.probes);
+        let outcomes = self.outcomes.borrow();
+        let evidence = Evidence { now, reachable, listing, targets, outcomes: &outcomes };
+        let verdict = Arc::new(self.membership.update(&evidence));
+        drop(outcomes);
         for (subnet, standing) in &verdict.standing {
             if self.verdict.standing.get(subnet).is_some_and(|before| before.in_path() != standing.in_path())
             {
                 info!(%subnet, %standing, "peer");
             }
         }
-        self.verdict = verdict.clone();
+        self.verdict = Arc::clone(&verdict);
         verdict
     }
 
     pub(super) fn set_probes(&mut self, desired: &Desired, members: &Verdict) {
-        self.targets.clone_from(&desired.probes);
         let suspect = |subnet: &Subnet| members.suspects.contains(subnet);
         let targets = desired.probes.iter().flat_map(|(subnet, addresses)| {
             addresses.iter().map(|addr| Target { addr: *addr, suspect: suspect(subnet) })
@@ -173,7 +177,9 @@ impl Engine {
         let targets: Vec<Target> = targets.collect();
         self.probes.send_if_modified(|held| {
             let changed = *held != targets;
-            *held = targets.clone();
+            if changed {
+                *held = targets;
+            }
             changed
         });
     }

@@ -23,7 +23,7 @@ mod reach;
 pub mod status;
 mod tell;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ use flannel::TakingOver;
 use forwarding::Forwarding;
 use kernel::Kernel;
 use numbers::Numbers;
-use status::Status;
+use status::Told;
 
 /// What must be known to be well before the daemon is ready.
 const CONDITIONS: &[&str] = &["store", "config", "underlay", "lease", "kernel", "firewall", "peers"];
@@ -150,18 +150,22 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     });
     forward(followed.known(), &trigger, "store");
     forward(leasing.state(), &trigger, "lease");
-    forward_answers(outcomes.clone(), probes.subscribe(), &trigger);
+    forward(outcomes.clone(), &trigger, "probe");
 
-    let (status, seen) = watch::channel(Arc::new(Status::default()));
+    let (told, seen) = watch::channel(None::<Arc<Told>>);
     let (plans, planned) = watch::channel(None);
     let numbers = Numbers::new(&daemon.metrics);
     count_links(&daemon.metrics, &numbers, kernel.net(), planned.clone());
     tokio::spawn(responder::follow(planned.clone()));
     count_drops(&daemon.metrics, &numbers, options.network.as_str());
     let (news, standing, tell) = (followed.known(), leasing.state(), numbers.clone());
+    let (last, answers) = (seen.clone(), outcomes.clone());
     daemon.metrics.before_scrape(move || {
         tell.store(&news.borrow());
         tell.lease(&standing.borrow());
+        if let Some(told) = last.borrow().clone() {
+            tell.status(&told.status(&answers.borrow()));
+        }
     });
     let started = Instant::now();
     let (wake, wakes) = watch::channel(Some(started + STORE_GRACE));
@@ -169,9 +173,10 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let engine = Engine {
         node,
         membership: Membership::new(options.liveness_ttl),
-        verdict: Verdict::default(),
+        verdict: Arc::new(Verdict::default()),
         wipes: 0,
-        targets: BTreeMap::new(),
+        listed: None,
+        planned: None,
         wake,
         health: daemon.health.clone(),
         numbers,
@@ -182,14 +187,14 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         instance: format!("{:016x}", rand::random::<u64>()),
         remembered: remembered(&options),
         probes,
-        outcomes,
+        outcomes: outcomes.clone(),
         kernel,
         filter,
         forwarding: Forwarding::new(&trigger),
         settings: Settings::new(&state_dir),
         records: Records::new(&state_dir),
         files: Files::new(&options),
-        status,
+        told,
         plans,
         tunnel: None,
         config: None,
@@ -200,12 +205,14 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         flannel: TakingOver::default(),
         looked: None,
         look_cost: Duration::ZERO,
+        rested: None,
         forwarding_looked: None,
         options: options.clone(),
     };
     let metrics = daemon.metrics.clone();
-    let running =
-        daemon.serve(api::router(seen, planned, api_net), &options.socket(), options.healthz).await?;
+    let running = daemon
+        .serve(api::router(seen, outcomes, planned, api_net), &options.socket(), options.healthz)
+        .await?;
     let pace = Pace { period: options.resync, limit: Duration::from_secs(60), ..Pace::default() };
     let engine = Arc::new(Mutex::new(engine));
     Loop::new("overlay", pace, &metrics)
@@ -307,22 +314,6 @@ fn fire_at(mut wakes: watch::Receiver<Option<Instant>>, trigger: &Trigger) {
                         return;
                     }
                 }
-            }
-        }
-    });
-}
-
-/// Answers of suspects ask for a pass: somebody waits for them. The others' are told by the next one.
-fn forward_answers(
-    mut outcomes: watch::Receiver<probe::Outcomes>,
-    targets: watch::Receiver<Vec<probe::Target>>,
-    trigger: &Trigger,
-) {
-    let trigger = trigger.clone();
-    tokio::spawn(async move {
-        while outcomes.changed().await.is_ok() {
-            if targets.borrow().iter().any(|target| target.suspect) {
-                trigger.fire("probe");
             }
         }
     });

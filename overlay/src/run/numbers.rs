@@ -1,6 +1,6 @@
 //! The overlay's metrics: what is leased, desired, programmed, healed, carried.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
 use weft_kernel::net::{LinkStats, State};
@@ -205,7 +205,8 @@ impl Numbers {
         for (state, count) in states {
             self.peers.with([state]).set_count(count);
         }
-        let known = |subnet: &String| status.peers.iter().any(|peer| peer.subnet == *subnet);
+        let peers: BTreeSet<&str> = status.peers.iter().map(|peer| peer.subnet.as_str()).collect();
+        let known = |subnet: &String| peers.contains(subnet.as_str());
         self.probe_rtt.retain(|[subnet, _]| known(subnet));
         self.probe_asked.retain(|[subnet, _]| known(subnet));
         self.probe_lost.retain(|[subnet, _]| known(subnet));

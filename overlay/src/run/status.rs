@@ -1,13 +1,14 @@
 //! What `weft peers`, `weft diff` and the metrics are told: the last pass, as plain data.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use weft_kernel::net::State;
 
 use crate::diff::{Conflict, diff};
 use crate::membership::{Listing, Standing, Verdict};
-use crate::model::{Model, Peer};
+use crate::model::{Family, Model, Peer, Subnet};
 use crate::plan::{Desired, Scope};
 use crate::probe::Outcomes;
 use crate::udp::Counters;
@@ -102,8 +103,27 @@ fn told(standing: &Standing) -> (String, String) {
     (word.to_owned(), reason)
 }
 
-/// The last pass, told.
-pub(super) fn of(
+/// What a pass knew and decided, kept for whoever asks: to put it into words for a thousand peers costs
+/// more than the pass.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) model: Arc<Model>,
+    pub(super) desired: Arc<Desired>,
+    pub(super) listing: Arc<Listing>,
+    pub(super) members: Arc<Verdict>,
+    /// The userspace tunnel's.
+    pub(super) counters: Option<Counters>,
+}
+
+impl Told {
+    /// In words, with what the probes say now.
+    pub(super) fn status(&self, outcomes: &Outcomes) -> Status {
+        let Self { model, desired, listing, members, counters } = self;
+        of(model, desired, listing, members, outcomes, counters.as_ref())
+    }
+}
+
+fn of(
     model: &Model,
     desired: &Desired,
     listing: &Listing,
@@ -118,15 +138,14 @@ pub(super) fn of(
         let standing = members.standing.get(&peer.subnet);
         let unreached: Vec<String> = desired
             .skipped
-            .iter()
-            .filter(|((of, _), _)| of == &peer.subnet)
+            .range(both_families(peer.subnet))
             .map(|((_, family), why)| format!("{family}: {why}"))
             .collect();
         let (mut state, mut reason) = standing.map(told).unwrap_or_default();
         if !unreached.is_empty() {
             (state, reason) = ("skipped".to_owned(), unreached.join("; "));
         }
-        let ways = desired.ways.iter().filter(|((of, _), _)| of == &peer.subnet);
+        let ways = desired.ways.range(both_families(peer.subnet));
         let probed = desired.probes.get(&peer.subnet).into_iter().flatten();
         let of_udp = counters.and_then(|counters| counters.peers.get(&peer.subnet));
         PeerStatus {
@@ -152,8 +171,7 @@ pub(super) fn of(
         }
     };
     // The hosts in the path, and those that are listed and not in it.
-    let mut known = listing.peers.clone();
-    known.extend(members.peers.clone());
+    let known: BTreeMap<&Subnet, &Peer> = listing.peers.iter().chain(&members.peers).collect();
     let left_out = listing.unusable.iter().map(|(subnet, why)| PeerStatus {
         subnet: subnet.to_string(),
         state: "skipped".to_owned(),
@@ -166,7 +184,12 @@ pub(super) fn of(
         subnet: model.me.subnet.map(|subnet| subnet.to_string()),
         backend: model.config.backend.name().to_owned(),
         pod_mtu: desired.pod_mtu,
-        peers: known.values().map(peer).chain(left_out).collect(),
+        peers: known.into_values().map(peer).chain(left_out).collect(),
         udp: counters.map(|counters| named(&mut counters.tunnel.each())).unwrap_or_default(),
     }
+}
+
+/// The keys of one subnet in what is known per subnet and family.
+fn both_families(subnet: Subnet) -> std::ops::RangeInclusive<(Subnet, Family)> {
+    (subnet, Family::V4)..=(subnet, Family::V6)
 }
