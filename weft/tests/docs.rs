@@ -1,0 +1,97 @@
+//! What the documents tell a reader to type exists: every `weft` command in them parses, every flag and
+//! variable of weft's that they name is one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{Command, CommandFactory as _};
+use weft::cli::Cli;
+
+/// Variables that are no flag: the log's filter, and the lab's own.
+const VARIABLES: [&str; 3] = ["WEFT_LOG", "WEFT_LABS_DIR", "WEFT_LAB_KEEP"];
+/// Podman's flags, of which its document speaks.
+const OTHERS_FLAGS: [&str; 3] = ["--ip", "--mac-address", "--publish"];
+
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let listed = |dir: &str| {
+        fs::read_dir(root.join(dir)).expect("a directory").map(|entry| entry.expect("a file").path())
+    };
+    let mut paths: Vec<PathBuf> = ["", "docs", "dist"].into_iter().flat_map(listed).collect();
+    paths.retain(|path| path.extension().is_some_and(|ext| ext == "md" || ext == "service"));
+    paths.sort();
+    assert!(paths.len() >= 6, "{paths:?}");
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("readable"))).collect()
+}
+
+/// Whatever stands as code: a line of a block, or what is between backticks.
+fn code(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (number, part) in text.split("```").enumerate() {
+        if number % 2 == 1 {
+            found.extend(part.lines());
+        } else {
+            found.extend(part.split('`').skip(1).step_by(2));
+        }
+    }
+    found.extend(text.lines().filter_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/")));
+    found.into_iter().map(str::trim).collect()
+}
+
+/// `weft ...` as a shell splits it; none of the documents quotes an argument of it.
+fn command(code: &str) -> Option<Vec<&str>> {
+    let words: Vec<&str> = code.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+    (words.first() == Some(&"weft") && words.len() > 1).then_some(words)
+}
+
+fn flags(command: &Command, found: &mut BTreeSet<String>) {
+    found.extend(command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned));
+    command.get_subcommands().for_each(|below| flags(below, found));
+}
+
+#[test]
+fn commands_in_the_documents_are_understood() {
+    let mut checked = 0;
+    for (path, text) in documents() {
+        for words in code(&text).into_iter().filter_map(command) {
+            checked += 1;
+            let Err(error) = Cli::command().try_get_matches_from(&words) else { continue };
+            // What is only named, `weft exec` or `weft overlay --network`, may want more.
+            let named = [
+                ErrorKind::InvalidValue,
+                ErrorKind::MissingRequiredArgument,
+                ErrorKind::MissingSubcommand,
+                ErrorKind::DisplayHelp,
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+            ];
+            assert!(named.contains(&error.kind()), "{}: `{}`: {error}", path.display(), words.join(" "));
+        }
+    }
+    assert!(checked >= 20, "only {checked} commands were found");
+}
+
+#[test]
+fn flags_and_variables_in_the_documents_exist() {
+    let mut known = BTreeSet::new();
+    flags(&Cli::command(), &mut known);
+    let variable = |flag: &String| flag.to_uppercase().replace('-', "_");
+    let variables: BTreeSet<String> = known.iter().map(variable).collect();
+    for (path, text) in documents() {
+        let path = path.display();
+        for flag in code(&text).into_iter().filter(|code| code.starts_with("--")) {
+            let name = flag.split(['=', ' ', '[']).next().unwrap_or_default();
+            let exists = known.contains(name.trim_start_matches("--")) || OTHERS_FLAGS.contains(&name);
+            assert!(exists, "{path}: there is no {flag}");
+        }
+        for word in text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')) {
+            let Some(name) = word.strip_prefix("WEFT_").or(word.strip_prefix("FLANNELD_")) else { continue };
+            // `WEFT_*` and `WEFT_ETCD_*` name several.
+            let several = name.is_empty() || name.ends_with('_');
+            let flag = |variable: &String| variable == name || several && variable.starts_with(name);
+            let exists = variables.iter().any(flag) || VARIABLES.contains(&word);
+            assert!(exists, "{path}: there is no {word}");
+        }
+    }
+}
