@@ -48,7 +48,11 @@ impl std::fmt::Display for State {
             Self::Off => f.write_str("off"),
             Self::NoDaemon => f.write_str("no daemon"),
             Self::Ready => f.write_str("ready"),
-            Self::NotReady(why) => write!(f, "not ready: {}", why.lines().next().unwrap_or_default()),
+            // The first line of an answer says no more than that; the reasons follow.
+            Self::NotReady(why) => match why.lines().find(|line| *line != "not ready") {
+                Some(reason) => write!(f, "not ready: {reason}"),
+                None => f.write_str("not ready"),
+            },
         }
     }
 }
@@ -92,5 +96,24 @@ fn state(host: &Host) -> State {
         Ok(answer) if answer.status == 200 => State::Ready,
         Ok(answer) => State::NotReady(answer.body.trim().to_owned()),
         Err(error) => State::NotReady(error.chain()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_reason_is_shown() {
+        for (said, shown) in [
+            (
+                "not ready\nlease not ready: drained\nstore degraded: away",
+                "not ready: lease not ready: drained",
+            ),
+            ("not ready", "not ready"),
+            ("cannot get /readyz: refused", "not ready: cannot get /readyz: refused"),
+        ] {
+            assert_eq!(State::NotReady(said.into()).to_string(), shown);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use weft_lab::{HostStatus, Lab, labs_dir, list};
+use weft_lab::{HostStatus, Lab, LabError, labs_dir, list};
 
 use super::error::CliError;
 use super::output::{OutputArgs, Table};
@@ -23,13 +23,19 @@ pub struct Args {
 /// When a lab is not there or its record cannot be read.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let labs = labs_dir();
-    let names = match args.name {
-        Some(name) => vec![name],
-        None => list(&labs)?,
-    };
+    let status = |name: &str| Lab::open(&labs, name).and_then(|lab| lab.status());
     let mut hosts = Vec::new();
-    for name in &names {
-        hosts.extend(Lab::open(&labs, name)?.status()?);
+    match args.name {
+        Some(name) => hosts = status(&name)?,
+        None => {
+            for name in list(&labs)? {
+                match status(&name) {
+                    // Taken down since it was listed.
+                    Err(LabError::NoSuchLab { .. }) => {}
+                    status => hosts.extend(status?),
+                }
+            }
+        }
     }
     if hosts.is_empty() {
         eprintln!("no cluster is up; `weft up` raises one");
