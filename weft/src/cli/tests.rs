@@ -15,7 +15,12 @@ fn the_definition_is_sound() {
 
 #[test]
 fn every_command_says_what_it_does() {
-    for command in Cli::command().get_subcommands() {
+    let mut weft = Cli::command();
+    weft.build();
+    let shown = |command: &clap::Command| -> Vec<clap::Command> {
+        command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect()
+    };
+    for command in shown(&weft).into_iter().flat_map(|command| [shown(&command), vec![command]].concat()) {
         assert!(command.get_about().is_some(), "{} has no help", command.get_name());
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
             assert!(argument.get_help().is_some(), "{} {argument} has no help", command.get_name());
@@ -36,6 +41,10 @@ fn wrong_usage_is_one_line_and_a_hint() {
         ),
         (&["docker-opts", "--key"], "error: --key needs a value\n"),
         (&["docker-opts", "stray"], "error: there is no `stray` here\n"),
+        (
+            &["up", "--network-config", r#"{"Network":"10.42.0.0/16","SubnetLen":31}"#],
+            "error: --network-config: SubnetLen = 31: must be at most 30, so that a subnet has room for the host's own addresses\n",
+        ),
     ] {
         assert_eq!(fails(args), expected);
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 use weft_lab::layout::default_hosts;
 use weft_lab::{HostStatus, Lab};
+use weft_overlay::config::NetworkConfig;
 
 use super::error::CliError;
 use super::output::{Form, OutputArgs};
@@ -28,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", default_value = "vxlan", value_parser = ["vxlan", "host-gw", "udp"])]
     backend: String,
     /// The network's whole configuration, as it stands in etcd: flannel's JSON
-    #[arg(long, value_name = "JSON", conflicts_with = "backend")]
+    #[arg(long, value_name = "JSON", conflicts_with = "backend", value_parser = network_config)]
     network_config: Option<String>,
     /// Start no daemons, and so no pods: bare hosts and an etcd to try things on
     #[arg(long, conflicts_with = "pods")]
@@ -66,6 +67,11 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     OutputArgs { output: Form::Table }.print(&hosts, ps::table)?;
     eprintln!("now try\n  {}", next_steps(name, &hosts).join("\n  "));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Read as the daemons will read it: they would only wait for a better one.
+fn network_config(raw: &str) -> Result<String, String> {
+    NetworkConfig::parse(raw.as_bytes()).map(|_| raw.to_owned()).map_err(|bad| bad.to_string())
 }
 
 /// From the first pod to the last; a look at the daemon and at etcd; the end.
