@@ -1,6 +1,5 @@
 //! `weft doctor`: what is wrong with this host's network, and what to run.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use weft_overlay::doctor::{Finding, Question, Severity, findings, gather};
@@ -9,7 +8,7 @@ use weft_overlay::key::Prefix;
 use super::cleanup::Here;
 use super::error::{CliError, FAILED};
 use super::etcd::{self, EtcdArgs};
-use super::output::{Form, OutputArgs, print};
+use super::output::{Form, OutputArgs, colours, print};
 
 /// Look for what is wrong with the overlay on this host, and say what to run
 ///
@@ -47,7 +46,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     let found = findings(&runtime.block_on(gather(&question)));
     match args.output.output {
         Form::Json => print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?,
-        Form::Table => print(&report(&found, std::io::stdout().is_terminal()))?,
+        Form::Table => print(&report(&found, colours(&std::io::stdout())))?,
     }
     let sound = found.iter().all(|finding| finding.severity != Severity::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })

@@ -1,6 +1,6 @@
 //! What a command prints: a table for people, JSON for programs. Data goes to stdout, words to stderr.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 
 use serde::Serialize;
 
@@ -35,11 +35,16 @@ impl OutputArgs {
         table: impl FnOnce(&[T]) -> Table,
     ) -> Result<(), CliError> {
         let text = match self.output {
-            Form::Table => table(values).render(io::stdout().is_terminal()),
+            Form::Table => table(values).render(colours(&io::stdout())),
             Form::Json => format!("{}\n", serde_json::to_string_pretty(values)?),
         };
         print(&text)
     }
+}
+
+/// Whether what goes there may have colours: to a terminal, unless NO_COLOR is set (no-color.org).
+pub fn colours(out: &impl IsTerminal) -> bool {
+    out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
 /// Writes to stdout. A reader that has seen enough (`| head`) is no failure.

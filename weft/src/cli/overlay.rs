@@ -233,8 +233,8 @@ pub struct Settings {
 pub fn run(args: Args, sources: &Sources, env: &Env) -> Result<ExitCode, CliError> {
     let Settings { options, log_format, verbosity, ignored } = args.settings(sources)?;
     weft_daemon::log::init(log_format, verbosity, env).map_err(CliError::usage)?;
-    for line in ignored {
-        tracing::warn!("{line}");
+    for name in ignored {
+        tracing::warn!("{name} has no effect here");
     }
     tracing::info!(version = super::VERSION, network = %options.network, "weft overlay");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
