@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ipnetwork::Ipv4Network;
 use weft_benches::overlay::path::Path as Way;
@@ -89,6 +90,9 @@ enum Part {
 
 /// What a shell says of a program that SIGINT ended: 128 + 2.
 const INTERRUPTED: u8 = 130;
+
+/// Signals within this time are one wish: timeout(1) sends it to the process and to its group.
+const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// flannel's port for raw IP in UDP.
 const UDP_PORT: u16 = 8285;
@@ -209,15 +213,20 @@ impl Console {
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
         };
         signals.spawn(async move {
+            let mut first: Option<Instant> = None;
             loop {
                 tokio::select! {
                     _ = interrupt.0.recv() => {}
                     _ = interrupt.1.recv() => {}
                 }
-                if flag.swap(true, Ordering::Relaxed) {
+                if first.is_some_and(|first| first.elapsed() < ONE_WISH) {
+                    continue;
+                }
+                if first.replace(Instant::now()).is_some() {
                     // The second one: the next `weft down --all` removes what is left.
                     std::process::exit(INTERRUPTED.into());
                 }
+                flag.store(true, Ordering::Relaxed);
                 eprintln!("\nending and removing everything; once more to leave it as it is");
             }
         });
