@@ -355,6 +355,54 @@ fn counters_are_read() {
     });
 }
 
+#[test]
+fn elements_count_what_finds_them() {
+    in_namespace(|| {
+        let mut nft = Nft::open().unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let mut table = Table::new(Family::Inet, name("t"));
+        let (busy, idle) = ([127, 0, 0, 7], [127, 0, 0, 8]);
+        let keys = [busy, idle].map(|addr| Key::from(Ipv4Addr::from(addr)));
+        let spec = SetSpec::exact([DataType::Ipv4]).counted().comment("counts");
+        table.sets.insert(name("s"), spec.clone().with(keys.clone()));
+        table.sets.insert(name("uncounted"), SetSpec::exact([DataType::Ipv4]).with(keys.clone()));
+        let rules = vec![Rule::new().ipv4().in_set([Selector::Ip4Daddr], &name("s")).return_()];
+        let base = base(ChainKind::Filter, Hook::Output, 0, Policy::Accept);
+        table.chains.insert(name("c"), Chain { base, rules, comment: None });
+        commit(&mut nft, &Transaction::new().create(&table));
+        let socket = std::net::UdpSocket::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0)).unwrap();
+        let send = |to: [u8; 4], times: usize| {
+            for _ in 0..times {
+                socket.send_to(b"12345678", (Ipv4Addr::from(to), 9)).unwrap();
+            }
+        };
+        let counted = |nft: &mut Nft| {
+            let mut sets = nft.element_counters(&table.key).unwrap();
+            let mut readings = sets.remove(&name::<SetName>("s")).unwrap();
+            assert!(sets.is_empty(), "{sets:?}");
+            readings.sort_by(|a, b| a.key.cmp(&b.key));
+            readings.into_iter().map(|r| (r.key, r.packets, r.bytes)).collect::<Vec<_>>()
+        };
+        send(busy, 3);
+        // 20 bytes of IP, 8 of UDP, 8 of payload.
+        assert_eq!(counted(&mut nft), [(keys[0].clone(), 3, 108), (keys[1].clone(), 0, 0)]);
+        // What a counter holds is no difference, and another element leaves it alone.
+        assert_eq!(diff(&table, nft.table(&table.key).unwrap().as_ref()), Diff::Same);
+        let third = Key::from(Ipv4Addr::new(127, 0, 0, 9));
+        let more = spec.clone().with([third.clone()]).elements;
+        commit(&mut nft, &Transaction::new().add_elements(&table.key, &name("s"), &spec, more));
+        send(busy, 1);
+        let expected = [(keys[0].clone(), 4, 144), (keys[1].clone(), 0, 0), (third, 0, 0)];
+        assert_eq!(counted(&mut nft), expected);
+        // A set of the same name that does not count is another one.
+        let mut uncounted = table.clone();
+        uncounted.sets.insert(name("s"), SetSpec { counted: false, ..spec.clone() }.with(keys));
+        assert_eq!(diff(&uncounted, nft.table(&table.key).unwrap().as_ref()), Diff::Rebuild);
+        commit(&mut nft, &Transaction::new().remove(&table.key));
+        assert!(nft.element_counters(&table.key).unwrap().is_empty());
+    });
+}
+
 /// Dormant tables and foreign elements, chains and comments are drift.
 #[test]
 fn what_others_change_is_seen() {

@@ -1,5 +1,6 @@
 //! The socket: commits transactions, reads tables back.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -13,7 +14,7 @@ use super::decode::{self, RawElements};
 use super::encode::{Encoded, batch};
 use super::wire::{Head, Malformed, Message, Messages, SUBSYSTEM, Writer, msg};
 use super::{
-    ChainName, Comment, Elements, Family, Object, Set, SetName, SetSpec, Table, TableKey, Transaction,
+    ChainName, Comment, Elements, Family, Key, Object, Set, SetName, SetSpec, Table, TableKey, Transaction,
 };
 
 /// `NLMSG_DONE`.
@@ -109,6 +110,17 @@ pub struct CounterReading {
     pub bytes: u64,
 }
 
+/// What one element of a set has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElementReading {
+    /// The element.
+    pub key: Key,
+    /// How many packets.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
 impl Nft {
     /// Opens a socket in this thread's network namespace.
     pub fn open() -> io::Result<Self> {
@@ -195,6 +207,25 @@ impl Nft {
             });
             match done {
                 Ok(()) => return Ok(readings),
+                Err(Interrupted::Again) => {}
+                Err(Interrupted::Failed(error)) => return Err(error),
+            }
+        }
+        Err(DumpError::Restless)
+    }
+
+    /// What the elements of a table's counted sets have counted. Nothing if there is no such table.
+    pub fn element_counters(
+        &mut self,
+        key: &TableKey,
+    ) -> Result<BTreeMap<SetName, Vec<ElementReading>>, DumpError> {
+        // To ask for the sets of a table that is not there is an error, as if it had just gone.
+        if !self.tables()?.contains(key) {
+            return Ok(BTreeMap::new());
+        }
+        for _ in 0..DUMP_TRIES {
+            match self.read_element_counters(key) {
+                Ok(readings) => return Ok(readings),
                 Err(Interrupted::Again) => {}
                 Err(Interrupted::Failed(error)) => return Err(error),
             }
@@ -350,14 +381,38 @@ impl Nft {
         spec: &SetSpec,
     ) -> Result<Elements, Interrupted> {
         let mut elements = RawElements::default();
+        self.dump_elements(key, set, |message| elements.extend(message.attrs()))?;
+        Ok(elements.finish(spec))
+    }
+
+    fn dump_elements(
+        &mut self,
+        key: &TableKey,
+        set: &SetName,
+        each: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+    ) -> Result<(), Interrupted> {
         let name = |w: &mut Writer| {
             w.string(1, key.name.as_str());
             w.string(2, set.as_str());
         };
-        self.dump("set elements", msg::GETSETELEM, key.family, name, |message| {
-            elements.extend(message.attrs())
-        })?;
-        Ok(elements.finish(spec))
+        self.dump("set elements", msg::GETSETELEM, key.family, name, each)
+    }
+
+    fn read_element_counters(
+        &mut self,
+        key: &TableKey,
+    ) -> Result<BTreeMap<SetName, Vec<ElementReading>>, Interrupted> {
+        let mut all = BTreeMap::new();
+        for (set, _) in self.read_sets(key)?.into_iter().filter(|(_, spec)| spec.counted) {
+            let mut readings = Vec::new();
+            self.dump_elements(key, &set, |message| {
+                let counted = decode::element_counters(message.attrs())?.into_iter();
+                readings.extend(counted.map(|(key, packets, bytes)| ElementReading { key, packets, bytes }));
+                Ok(())
+            })?;
+            all.insert(set, readings);
+        }
+        Ok(all)
     }
 
     /// Asks for all objects of a kind and hands over each message.

@@ -73,14 +73,37 @@ pub(super) fn counters(attrs: Attrs<'_>) -> Result<Vec<(u64, u64)>, Malformed> {
     let mut counters = Vec::new();
     if let Some(list) = attrs.find(4)? {
         for item in list.attrs() {
-            let item = item?.attrs();
-            if item.need(1)?.string() == b"counter" {
-                let data = item.need(2)?.attrs();
-                counters.push((data.need(2)?.be64()?, data.need(1)?.be64()?));
-            }
+            counters.extend(counter(item?.attrs())?);
         }
     }
     Ok(counters)
+}
+
+/// What the elements of one message have counted: key, packets and bytes. Elements without a counter
+/// are left out.
+pub(super) fn element_counters(attrs: Attrs<'_>) -> Result<Vec<(Key, u64, u64)>, Malformed> {
+    let mut counters = Vec::new();
+    let Some(list) = attrs.find(3)? else { return Ok(counters) };
+    for item in list.attrs() {
+        let item = item?.attrs();
+        let (Some(key), Some(expr)) = (item.find(1)?, item.find(7)?) else { continue };
+        let bytes = |key: Attr<'_>| Ok::<_, Malformed>(key.attrs().need(1)?.value.to_vec());
+        let from = bytes(key)?;
+        let to = item.find(10)?.map(bytes).transpose()?.unwrap_or_else(|| from.clone());
+        if let Some((packets, octets)) = counter(expr.attrs())? {
+            counters.push((Key { from, to }, packets, octets));
+        }
+    }
+    Ok(counters)
+}
+
+/// Packets and bytes, if the expression is a counter.
+fn counter(expr: Attrs<'_>) -> Result<Option<(u64, u64)>, Malformed> {
+    if expr.need(1)?.string() != b"counter" {
+        return Ok(None);
+    }
+    let data = expr.need(2)?.attrs();
+    Ok(Some((data.need(2)?.be64()?, data.need(1)?.be64()?)))
 }
 
 /// A set without its elements.
@@ -99,6 +122,10 @@ pub(super) fn set(attrs: Attrs<'_>) -> Result<(SetName, SetSpec), Malformed> {
         Some(description) => description.attrs().find_be32(1)?,
         None => None,
     };
+    let counted = match attrs.find(17)? {
+        Some(expr) => expr.attrs().need(1)?.string() == b"counter",
+        None => false,
+    };
     let timeout = attrs.find(11)?.map(|attr| attr.be64()).transpose()?;
     let ours = set_flag::INTERVAL | set_flag::MAP | set_flag::TIMEOUT | set_flag::EVAL;
     let concat = if key.0.len() > 1 && on(set_flag::INTERVAL) { set_flag::CONCAT } else { 0 };
@@ -106,6 +133,7 @@ pub(super) fn set(attrs: Attrs<'_>) -> Result<(SetName, SetSpec), Malformed> {
         value,
         interval: on(set_flag::INTERVAL),
         dynamic: on(set_flag::EVAL),
+        counted,
         timeout: timeout.map(Duration::from_millis).filter(|_| on(set_flag::TIMEOUT)),
         size,
         comment: comment(attrs.find(13)?, 7),
@@ -439,6 +467,7 @@ mod tests {
         let _ = chain(attrs);
         let _ = rule(attrs);
         let _ = counters(attrs);
+        let _ = element_counters(attrs);
         for spec in [SetSpec::intervals([DataType::Ipv4]), SetSpec::exact([DataType::Ipv4])] {
             let mut raw = RawElements::default();
             let _ = raw.extend(attrs);

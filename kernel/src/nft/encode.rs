@@ -8,8 +8,8 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use super::wire::{BATCH_BEGIN, BATCH_END, Head, SUBSYSTEM, Writer, msg};
 use super::{
-    Base, Comment, DataType, Elements, Key, KeyType, Object, Rule, SetSpec, Step, TableKey, Transaction,
-    Value, Verdict,
+    Base, Comment, DataType, Elements, Expr, Key, KeyType, Object, Rule, SetSpec, Step, TableKey,
+    Transaction, Value, Verdict,
 };
 
 /// Elements of one message stand in one attribute, which has at most 64 KiB. One element needs less
@@ -265,6 +265,10 @@ fn set_body(w: &mut Writer, spec: &SetSpec, id: u32) {
         w.be64(11, milliseconds(timeout));
     }
     w.bytes(13, &set_userdata(spec));
+    if spec.counted {
+        // Each new element gets one of its own.
+        w.nest(17, |w| expression::expression(w, &Expr::Counter));
+    }
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -27,7 +27,7 @@ mod table;
 mod transaction;
 pub(crate) mod wire;
 
-pub use connection::{CommitError, CounterReading, DumpError, Nft, Refusal};
+pub use connection::{CommitError, CounterReading, DumpError, ElementReading, Nft, Refusal};
 pub use diff::{Diff, ElementDiff, Parts, diff};
 pub use events::{Event, Events};
 pub use expr::{

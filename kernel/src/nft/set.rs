@@ -33,6 +33,9 @@ pub struct SetSpec {
     pub interval: bool,
     /// Packets add elements; what it holds then is nobody's desired state.
     pub dynamic: bool,
+    /// Each element counts the packets whose lookup finds it, and their bytes, which are read with
+    /// `Nft::element_counters` and are no part of the element. Kernel 5.7 or newer.
+    pub counted: bool,
     /// How long an element stays, unless it says otherwise.
     pub timeout: Option<Duration>,
     /// The most elements it takes.
@@ -51,6 +54,7 @@ impl SetSpec {
             value: None,
             interval: false,
             dynamic: false,
+            counted: false,
             timeout: None,
             size: None,
             comment: None,
@@ -66,6 +70,11 @@ impl SetSpec {
     /// The same as a map to `value`.
     pub fn to(self, value: impl Into<KeyType>) -> Self {
         Self { value: Some(value.into()), ..self }
+    }
+
+    /// The same with a counter on each element.
+    pub fn counted(self) -> Self {
+        Self { counted: true, ..self }
     }
 
     /// The same with a remark.

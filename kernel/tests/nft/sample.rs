@@ -80,6 +80,8 @@ pub(crate) fn everything() -> Table {
     let mut map = SetSpec::exact([DataType::Ipv4]).to(DataType::Mark).with([]);
     map.elements.insert(v4.into(), Value::Bytes(7u32.to_ne_bytes().into()));
     table.sets.insert(marks.clone(), map);
+    let counted = SetSpec::exact([DataType::Ipv4, DataType::Ipv4]).counted();
+    table.sets.insert(name("counted"), counted.with([Key::concat([v4.into(), v4.into()])]));
     let timed = SetSpec {
         timeout: Some(Duration::from_secs(60)),
         dynamic: true,
