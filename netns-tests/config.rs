@@ -159,7 +159,7 @@ fn a_backend_is_changed_host_by_host() -> Result<(), LabError> {
         within(SOON, || is_well(host));
     }
     within(SOON, everybody);
-    let received = format!("weft_overlay_udp_peer_total{{subnet=\"{}\"", subnets[1]);
+    let received = format!("weft_overlay_peer_total{{subnet=\"{}\"", subnets[1]);
     let received = hosts[0].metric(&received)?;
     assert!(received > 0.0, "what the tunnel carried is counted by peer");
     lab.down()

@@ -196,8 +196,9 @@ fn dropped(host: &Host) -> f64 {
     let metrics = host.api("/metrics").map(|answer| answer.body).unwrap_or_default();
     let counts = |line: &&str| {
         line.starts_with("weft_overlay_dropped_total")
-            || line.starts_with("weft_overlay_udp")
-                && (line.contains("drop_spoofed") || line.contains("drop_unknown_sender"))
+            || line.starts_with("weft_overlay_udp_total") && line.contains("drop_unknown_sender")
+            || line.starts_with("weft_overlay_peer_total")
+                && line.contains("tunnel=\"udp\",what=\"drop_spoofed\"")
     };
     metrics.lines().filter(counts).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
@@ -221,6 +222,17 @@ fn forged_vxlan_packets_are_dropped_and_counted() -> Result<(), LabError> {
         let (tunnel, other) = (Tunnel::Vxlan { vni: 1, vtep }, Tunnel::Vxlan { vni: 2, vtep });
         scene.forgeries_are_dropped(v4, &tunnel, Some(&other))?;
     }
+    // Whose host it was is counted too: three of the forgeries in each family were birch's.
+    let refused = |node: &str| -> Result<f64, String> {
+        let metrics = ash.api("/metrics").map_err(|error| error.chain())?.body;
+        let labels = format!("node=\"{node}\",tunnel=\"vxlan\",what=\"drop_spoofed\"}} ");
+        let value = metrics.lines().find_map(|line| line.split_once(&labels)?.1.parse().ok());
+        value.ok_or(metrics)
+    };
+    within(SOON, || refused("birch").and_then(|n| if n >= 6.0 { Ok(()) } else { Err(n.to_string()) }));
+    assert_eq!(refused("cedar"), Ok(0.0));
+    let peers = ash.run("weft peers --output json").ok()?;
+    assert!(peers.contains("\"drop_spoofed\""), "{peers}");
     scene.lab.down()
 }
 

@@ -22,6 +22,7 @@ mod masquerade;
 pub mod programs;
 mod spoofing;
 mod trace;
+pub mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,6 +36,7 @@ use weft_kernel::nft::{
 
 use crate::config::Backend;
 use crate::model::{Model, Peer};
+use traffic::Counted;
 
 pub use spoofing::Drops;
 
@@ -108,6 +110,14 @@ impl Tunnel {
         }
     }
 
+    /// Two networks may share VXLAN's port, and each looks after its own packets.
+    fn only(self, rule: Rule) -> Rule {
+        match self {
+            Self::Vxlan { vni, .. } => rule.is(spoofing::VNI, spoofing::vni_bytes(vni)),
+            Self::Udp { .. } => rule,
+        }
+    }
+
     fn port(self) -> u16 {
         match self {
             Self::Vxlan { port, .. } | Self::Udp { port } => port,
@@ -144,19 +154,29 @@ pub fn plan(model: &Model, around: &Surroundings) -> Result<Table, BadName> {
 
 /// Tunnel packets are not tracked: every inner flow has an outer source port of its own, so tracking
 /// would fill the table of connections with entries that nobody asks for, and cost a lookup each.
+/// The lookup that remains counts what each peer sends and gets.
 /// Only between peers and ourselves: what we forward or translate for others must be tracked.
 fn add_untracked(table: &mut Table, model: &Model, around: &Surroundings) {
     if around.tunnels.is_empty() {
         return;
     }
-    let ports: BTreeSet<u16> = around.tunnels.iter().map(|tunnel| tunnel.port()).collect();
+    let mut tunnels = around.tunnels.clone();
+    tunnels.sort_by_key(|tunnel| tunnel.port());
     let (mut arriving, mut leaving) = (Vec::new(), Vec::new());
     for ip in outer_families(model) {
-        let (peers, here) = (peers_set(table, model, ip), here_set(table, model, ip));
-        for port in &ports {
-            let to_port = || ip.only(Rule::new()).udp_dport(*port);
-            arriving.push(to_port().in_set([ip.saddr()], &peers).in_set([ip.daddr()], &here).notrack());
-            leaving.push(to_port().in_set([ip.saddr()], &here).in_set([ip.daddr()], &peers).notrack());
+        let here = here_set(table, model, ip);
+        for tunnel in &tunnels {
+            let packet = || tunnel.only(ip.only(Rule::new()).udp_dport(tunnel.port()));
+            // The daemon counts what its own tunnel carries.
+            let (from, to) = match tunnel {
+                Tunnel::Vxlan { .. } => {
+                    (Counted::Heard.set(table, model, ip), Counted::Sent.set(table, model, ip))
+                }
+                Tunnel::Udp { .. } => (peers_set(table, model, ip), peers_set(table, model, ip)),
+            };
+            // The set that counts comes last: only what the whole rule fits is counted.
+            arriving.push(packet().in_set([ip.daddr()], &here).in_set([ip.saddr()], &from).notrack());
+            leaving.push(packet().in_set([ip.saddr()], &here).in_set([ip.daddr()], &to).notrack());
         }
     }
     if arriving.is_empty() {

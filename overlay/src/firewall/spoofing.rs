@@ -31,6 +31,7 @@ use weft_kernel::nft::{
     SetName, SetSpec, Table,
 };
 
+use super::traffic::Counted;
 use super::{Ip, Surroundings, Tunnel, add_chain, base, outer_families, peers_set, ranges, set_name};
 use crate::config::Backend;
 use crate::model::{Model, Peer};
@@ -38,7 +39,7 @@ use crate::model::{Model, Peer};
 /// Offsets from the outer UDP header: UDP 8, VXLAN 8 (RFC 7348), inner Ethernet 14.
 const INNER_IP: u32 = 8 + 8 + 14;
 /// Flags, reserved, then the VNI: RFC 7348, section 5.
-const VNI: Selector = transport(8 + 4, 3);
+pub(super) const VNI: Selector = transport(8 + 4, 3);
 /// Behind the two inner Ethernet addresses.
 const INNER_ETHERTYPE: Selector = transport(8 + 8 + 12, 2);
 
@@ -107,9 +108,8 @@ fn add_tunnels(table: &mut Table, model: &Model, around: &Surroundings) {
 /// The outer source must be a peer's, and the inner one that peer's. ARP is dropped with everything
 /// else that is not IP: neighbours are permanent here, so nobody who belongs to the network asks.
 fn vxlan_rules(table: &mut Table, model: &Model, vni: Vni) -> Vec<Rule> {
-    let [_, high, middle, low] = vni.get().to_be_bytes();
     // Two networks may share a port; the other one's packets are its own table's to judge.
-    let other = Rule::new().is_not(VNI, [high, middle, low]).return_();
+    let other = Rule::new().is_not(VNI, vni_bytes(vni)).return_();
     let mut rules = vec![other.comment("another network's")];
     let extra = model.extra_sources.iter().copied();
     for outer in outer_families(model) {
@@ -136,8 +136,19 @@ fn vxlan_rules(table: &mut Table, model: &Model, vni: Vni) -> Vec<Rule> {
             }
         }
     }
+    for outer in outer_families(model) {
+        let refused = Counted::Refused.set(table, model, outer);
+        let rule = outer.only(Rule::new()).in_set([outer.saddr()], &refused);
+        rules.push(rule.comment("counts whose it was"));
+    }
     rules.push(Rule::new().counter().drop().comment(TUNNEL));
     rules
+}
+
+/// As they stand in the packet.
+pub(super) fn vni_bytes(vni: Vni) -> [u8; 3] {
+    let [_, high, middle, low] = vni.get().to_be_bytes();
+    [high, middle, low]
 }
 
 /// Something that must come with a source address out of a network.

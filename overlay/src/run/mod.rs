@@ -45,6 +45,7 @@ use crate::attach::records::Records;
 use crate::cache::Cache;
 use crate::doctor::responder;
 use crate::firewall::Drops;
+use crate::firewall::traffic::Traffic;
 use crate::identity::{self, IdentityError};
 use crate::key::Prefix;
 use crate::lease::{Leasing, Times};
@@ -160,11 +161,12 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     count_drops(&daemon.metrics, &numbers, options.network.as_str());
     let (news, standing, tell) = (followed.known(), leasing.state(), numbers.clone());
     let (last, answers) = (seen.clone(), outcomes.clone());
+    let table = crate::firewall::table_key(options.network.as_str()).ok();
     daemon.metrics.before_scrape(move || {
         tell.store(&news.borrow());
         tell.lease(&standing.borrow());
         if let Some(told) = last.borrow().clone() {
-            tell.status(&told.status(&answers.borrow()));
+            tell.status(&told.status(&answers.borrow()).with_traffic(&traffic(table.as_ref())));
         }
     });
     let started = Instant::now();
@@ -211,7 +213,11 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     };
     let metrics = daemon.metrics.clone();
     let running = daemon
-        .serve(api::router(seen, outcomes, planned, api_net), &options.socket(), options.healthz)
+        .serve(
+            api::router(seen, outcomes, planned, api_net, options.network.as_str()),
+            &options.socket(),
+            options.healthz,
+        )
         .await?;
     let pace = Pace { period: options.resync, limit: Duration::from_secs(60), ..Pace::default() };
     let engine = Arc::new(Mutex::new(engine));
@@ -255,6 +261,12 @@ fn count_drops(metrics: &Metrics, numbers: &Numbers, network: &str) {
             numbers.dropped(Drops::from_counters(&readings));
         }
     });
+}
+
+/// And those of each peer in the kernel's tunnel: nothing if there is no table, or none that counts.
+fn traffic(table: Option<&nft::TableKey>) -> Traffic {
+    let readings = table.and_then(|table| nft::Nft::open().ok()?.element_counters(table).ok());
+    Traffic::from_readings(&readings.unwrap_or_default())
 }
 
 /// One daemon per network and host: two would undo each other's work.

@@ -6,7 +6,7 @@ use weft_daemon::metrics::{Counter, Family, Gauge, Metrics};
 use weft_kernel::net::{LinkStats, State};
 use weft_store::Revision;
 
-use super::status::Status;
+use super::status::{PeerStatus, Status};
 use crate::firewall::Drops;
 use crate::lease::LeaseState;
 use crate::plan::Desired;
@@ -34,7 +34,7 @@ pub(super) struct Numbers {
     link_drops: Family<Counter, 2>,
     dropped: Family<Counter, 1>,
     tunnel: Family<Counter, 1>,
-    tunnel_peers: Family<Counter, 3>,
+    tunnel_peers: Family<Counter, 4>,
 }
 
 impl Numbers {
@@ -113,9 +113,11 @@ impl Numbers {
                 ["what"],
             ),
             tunnel_peers: metrics.counters(
-                "weft_overlay_udp_peer_total",
-                "What the userspace tunnel counted, by peer.",
-                ["subnet", "node", "what"],
+                "weft_overlay_peer_total",
+                "What each tunnel carried to and from a peer, and dropped. Bytes are those of IP packets \
+                 without the tunnel's headers; vxlan counts packets that offloads have joined as one, and \
+                 drop_spoofed among received_packets.",
+                ["subnet", "node", "tunnel", "what"],
             ),
         }
     }
@@ -193,10 +195,8 @@ impl Numbers {
                 self.probe_asked.with(labels).mirror(probe.asked);
                 self.probe_lost.with(labels).mirror(probe.lost);
             }
-            for (what, total) in &peer.udp {
-                let node = peer.node.as_deref().unwrap_or("");
-                self.tunnel_peers.with([peer.subnet.as_str(), node, what.as_str()]).mirror(*total);
-            }
+            self.carried(peer, "udp", &peer.udp);
+            self.carried(peer, "vxlan", &peer.vxlan);
         }
         for (what, total) in &status.udp {
             self.tunnel.with([what.as_str()]).mirror(*total);
@@ -210,7 +210,14 @@ impl Numbers {
         self.probe_rtt.retain(|[subnet, _]| known(subnet));
         self.probe_asked.retain(|[subnet, _]| known(subnet));
         self.probe_lost.retain(|[subnet, _]| known(subnet));
-        self.tunnel_peers.retain(|[subnet, _, _]| known(subnet));
+        self.tunnel_peers.retain(|[subnet, _, _, _]| known(subnet));
+    }
+
+    fn carried(&self, peer: &PeerStatus, tunnel: &str, totals: &BTreeMap<String, u64>) {
+        let node = peer.node.as_deref().unwrap_or("");
+        for (what, total) in totals {
+            self.tunnel_peers.with([peer.subnet.as_str(), node, tunnel, what.as_str()]).mirror(*total);
+        }
     }
 
     /// What the anti-spoofing checks of nftables have dropped since the table was made.

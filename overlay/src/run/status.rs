@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use weft_kernel::net::State;
 
 use crate::diff::{Conflict, diff};
+use crate::firewall::traffic::{PeerTraffic, Traffic};
 use crate::membership::{Listing, Standing, Verdict};
 use crate::model::{Family, Model, Peer, Subnet};
 use crate::plan::{Desired, Scope};
@@ -53,6 +54,22 @@ pub struct PeerStatus {
     pub probes: Vec<ProbeStatus>,
     /// What the userspace tunnel counted for it.
     pub udp: BTreeMap<String, u64>,
+    /// What the kernel's VXLAN tunnel carried for it.
+    #[serde(default)]
+    pub vxlan: BTreeMap<String, u64>,
+}
+
+impl Status {
+    /// The same with what the kernel's tunnel has carried.
+    pub fn with_traffic(mut self, traffic: &Traffic) -> Self {
+        for peer in &mut self.peers {
+            let of_peer = peer.addresses.iter().filter_map(|raw| traffic.0.get(&raw.parse().ok()?)).copied();
+            if let Some(sum) = of_peer.reduce(PeerTraffic::plus) {
+                peer.vxlan = sum.each().map(|(name, value)| (name.to_owned(), value)).into();
+            }
+        }
+        self
+    }
 }
 
 /// What is known from probing one address of a peer.
@@ -168,6 +185,7 @@ fn of(
                 })
                 .collect(),
             udp: of_udp.map(|counters| named(&mut counters.each())).unwrap_or_default(),
+            vxlan: BTreeMap::new(),
         }
     };
     // The hosts in the path, and those that are listed and not in it.

@@ -67,7 +67,9 @@ pub fn peers(args: &PeersArgs) -> Result<ExitCode, CliError> {
 }
 
 fn table(peers: &[PeerStatus]) -> Table {
-    let mut table = Table::new(["SUBNET", "NODE", "ADDRESS", "WAY", "STATE", "RTT", "LOSS", "WHY"]);
+    let mut table = Table::new([
+        "SUBNET", "NODE", "ADDRESS", "WAY", "STATE", "RTT", "LOSS", "SENT", "RECEIVED", "DROPPED", "WHY",
+    ]);
     for peer in peers {
         let rtt = peer.probes.iter().filter_map(|probe| probe.rtt_ms).reduce(f64::max);
         let (asked, lost) =
@@ -80,10 +82,36 @@ fn table(peers: &[PeerStatus]) -> Table {
             peer.state.clone(),
             rtt.map(|rtt| format!("{rtt:.2} ms")).unwrap_or_default(),
             if asked == 0 { String::new() } else { format!("{lost}/{asked}") },
+            carried(peer, |what| what == "sent_bytes").map(bytes).unwrap_or_default(),
+            carried(peer, |what| what == "received_bytes").map(bytes).unwrap_or_default(),
+            carried(peer, |what| what.starts_with("drop_")).map(|n| n.to_string()).unwrap_or_default(),
             peer.reason.clone(),
         ]);
     }
     table
+}
+
+/// What the tunnels counted together; `None` if none leads to this peer.
+fn carried(peer: &PeerStatus, wanted: impl Fn(&str) -> bool) -> Option<u64> {
+    let counters = || peer.udp.iter().chain(&peer.vxlan);
+    let sum = counters().filter(|(what, _)| wanted(what)).map(|(_, total)| total).sum();
+    counters().next().map(|_| sum)
+}
+
+/// Three digits or so: `84 B`, `1.5 KiB`, `20 GiB`.
+fn bytes(count: u64) -> String {
+    #[expect(clippy::cast_precision_loss)] // three digits are shown
+    let mut value = count as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        // 1023.95 would be shown as 1024.0.
+        if value < 1023.95 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    let digits = if unit == "B" || value >= 99.95 { 0 } else { 1 };
+    format!("{value:.digits$} {unit}")
 }
 
 /// Prints what would have to be changed, a line each, and what stands in the way.
@@ -121,12 +149,33 @@ mod tests {
             state: "live".into(),
             ways: vec!["vxlan over IPv4".into()],
             probes: vec![probe],
+            vxlan: [("sent_bytes", 84), ("received_bytes", 5 << 20), ("drop_spoofed", 2)]
+                .map(|(what, total)| (what.to_owned(), total))
+                .into(),
+            udp: [("received_bytes".to_owned(), 1 << 19), ("drop_too_big".to_owned(), 1)].into(),
             ..PeerStatus::default()
         };
+        let direct = PeerStatus { vxlan: [].into(), udp: [].into(), ..peer.clone() };
         let expected = "\
-SUBNET        NODE   ADDRESS     WAY              STATE  RTT      LOSS  WHY
-10.42.7.0/24  birch  192.0.2.12  vxlan over IPv4  live   0.31 ms  1/10  -
+SUBNET        NODE   ADDRESS     WAY              STATE  RTT      LOSS  SENT  RECEIVED  DROPPED  WHY
+10.42.7.0/24  birch  192.0.2.12  vxlan over IPv4  live   0.31 ms  1/10  84 B  5.5 MiB   3        -
+10.42.7.0/24  birch  192.0.2.12  vxlan over IPv4  live   0.31 ms  1/10  -     -         -        -
 ";
-        assert_eq!(table(&[peer]).render(false), expected);
+        assert_eq!(table(&[peer, direct]).render(false), expected);
+    }
+
+    #[test]
+    fn bytes_in_three_digits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (102_400, "100 KiB"),
+            (1024 * 1024 - 1, "1.0 MiB"),
+            (20 << 30, "20.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
     }
 }
