@@ -2,10 +2,19 @@
 //! kernel should hold so that it does.
 //!
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
-//! - [`host`]: what this host adds: its name, zone, addresses, settings.
+//! - [`host`]: what this host adds: its name, zone, addresses, settings;
+//! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
+//! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
+//!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
 //!
 //! The semantics are kube-proxy's, from Kubernetes' documentation and enhancement proposals; where
 //! weft differs on purpose, the place says so.
 
+#[cfg(any(test, feature = "generators"))]
+pub mod generators;
 pub mod host;
 pub mod model;
+pub mod plan;
+#[cfg(test)]
+mod semantics;
+pub mod simulate;
