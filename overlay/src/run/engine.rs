@@ -130,7 +130,7 @@ pub(super) enum PassError {
 impl Engine {
     /// One pass; says how many changes it made.
     pub(super) async fn pass(&mut self, reasons: &BTreeSet<&'static str>) -> Result<usize, PassError> {
-        let news = self.kernel.follow();
+        let news = self.kernel.news();
         let rested = self.rested.is_some_and(|at| at.elapsed() < self.options.resync);
         if rested && !news && reasons.iter().all(|reason| *reason == "kernel") {
             // The kernel repeats what the last pass did.

@@ -17,6 +17,8 @@ use crate::reconcile::{Kind, Reconciler, Report};
 pub(super) struct Kernel {
     reconciler: Reconciler<Rtnetlink>,
     pending: Arc<Mutex<Vec<Event>>>,
+    /// Something was heard since the last pass began.
+    unheeded: bool,
 }
 
 impl Kernel {
@@ -38,7 +40,7 @@ impl Kernel {
             }
             tracing::error!("the kernel's events have ended; drift is found by the slow timer only");
         });
-        Ok(Self { reconciler: Reconciler::new(net), pending })
+        Ok(Self { reconciler: Reconciler::new(net), pending, unheeded: false })
     }
 
     /// The namespace, for what is asked of it directly.
@@ -78,15 +80,20 @@ impl Kernel {
         self.reconciler.apply(changes).await
     }
 
-    /// Takes in what the kernel told since. Whether any of it was news: most of it repeats what we did.
-    pub(super) fn follow(&mut self) -> bool {
+    /// Asked when a pass begins: whether the kernel told anything new since the last one began. Most of
+    /// what it tells repeats what we did. A pass listens at several places, but what it hears after its
+    /// beginning it may have acted before, so that is news to the next one.
+    pub(super) fn news(&mut self) -> bool {
+        self.follow();
+        std::mem::take(&mut self.unheeded)
+    }
+
+    fn follow(&mut self) {
         let events = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut news = false;
         for event in &events {
-            news |= !self.reconciler.knows(event);
+            self.unheeded |= !self.reconciler.knows(event);
             self.reconciler.absorb(event);
         }
-        news
     }
 }
 
