@@ -9,8 +9,9 @@ use clap::error::ErrorKind;
 use clap::{Command, CommandFactory as _};
 use weft::cli::Cli;
 
-/// Variables that are no flag: the log's filter, and the lab's own.
-const VARIABLES: [&str; 3] = ["WEFT_LOG", "WEFT_LABS_DIR", "WEFT_LAB_KEEP"];
+/// Variables that are no flag: the log's filter, the lab's own, and the soak's.
+const VARIABLES: [&str; 6] =
+    ["WEFT_LOG", "WEFT_LABS_DIR", "WEFT_LAB_KEEP", "WEFT_SOAK_GB", "WEFT_SOAK_MINUTES", "WEFT_SOAK_SEED"];
 /// Podman's flags, of which its document speaks.
 const OTHERS_FLAGS: [&str; 3] = ["--ip", "--mac-address", "--publish"];
 
