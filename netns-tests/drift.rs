@@ -169,6 +169,8 @@ fn vxlan_drift_heals_within_a_second() -> Result<(), LabError> {
     );
     scene.fault("FDB entry deleted", "bridge fdb del BIRCH_MAC dev weft.1");
     scene.fault("FDB entry changed", "bridge fdb replace BIRCH_MAC dev weft.1 dst 192.0.2.99 self permanent");
+    scene.disturb("forwarding switched off", "echo 0 >/proc/sys/net/ipv4/ip_forward");
+    scene.disturb("IPv6 forwarding switched off", "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding");
     scene.fault("pod's route deleted", "ip route del POD");
     scene.fault("pod's neighbour deleted", "ip neigh del POD dev POD_LINK");
     scene.fault("pod's link down", "ip link set POD_LINK down");

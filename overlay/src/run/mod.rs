@@ -38,6 +38,7 @@ use weft_daemon::reconcile::schedule::Pace;
 use weft_daemon::reconcile::{Loop, Trigger};
 use weft_daemon::{Daemon, Env};
 use weft_kernel::net::{NetError, Rtnetlink};
+use weft_kernel::netconf::Netconf;
 use weft_kernel::nft;
 use weft_store::{Store, StoreError};
 
@@ -130,6 +131,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let api_net = kernel.net().clone();
     let events = nft::Events::open().map_err(RunError::Nftables)?;
     let filter = Filter::open().map_err(RunError::Nftables)?;
+    watch_settings(&trigger);
     watch_filter(events, &filter, options.network.as_str(), &trigger);
 
     let prefix = Prefix::new(&options.etcd_prefix);
@@ -327,6 +329,24 @@ fn fire_at(mut wakes: watch::Receiver<Option<Instant>>, trigger: &Trigger) {
                     }
                 }
             }
+        }
+    });
+}
+
+/// Changes of forwarding and the like ask for a pass, which looks at the settings that matter.
+fn watch_settings(trigger: &Trigger) {
+    let trigger = trigger.clone();
+    tokio::spawn(async move {
+        let watched = async {
+            let mut netconf = Netconf::open()?;
+            loop {
+                netconf.changed().await?;
+                trigger.fire("settings");
+            }
+        };
+        let ended: std::io::Result<()> = watched.await;
+        if let Err(error) = ended {
+            tracing::error!(%error, "settings are not watched; their drift is found by the slow timer only");
         }
     });
 }
