@@ -102,7 +102,7 @@ pub struct Args {
     /// Inner sources that every host may send from; several with commas or repeated
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr, help_heading = TRAFFIC)]
     extra_source_cidr: Vec<IpNetwork>,
-    /// Refuse packets to addresses of this host's subnet that no pod has
+    /// Drop packets to addresses of this host's subnet that no pod has, without a word to the sender
     #[arg(long, value_name = "BOOL", default_value = "false", help_heading = TRAFFIC)]
     ip_blackhole_route: Switch,
 
