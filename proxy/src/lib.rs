@@ -4,6 +4,7 @@
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
+//! - [`nftables`]: the same as nftables rules, without an object for each service;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
 //!
@@ -14,6 +15,7 @@
 pub mod generators;
 pub mod host;
 pub mod model;
+pub mod nftables;
 pub mod plan;
 #[cfg(test)]
 mod semantics;

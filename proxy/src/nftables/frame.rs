@@ -1,0 +1,243 @@
+//! What the table holds whatever the services are: the chains that packets enter by themselves.
+//!
+//! | hook, priority | what happens there |
+//! |---|---|
+//! | prerouting and output, before translation | sources that a load balancer does not list are dropped |
+//! | prerouting and output, with translation | address frontends, then node ports, lead to a chain and so to an endpoint |
+//! | prerouting and output, after translation | what a frontend took and nobody translated is refused |
+//! | postrouting | what was marked, and who talks to itself, is masqueraded |
+//!
+//! Only packets of new connections are ever refused.
+
+use weft_kernel::nft::{
+    Base, Chain, ChainKind, ChainName, CmpOp, CtKey, Expr, Hook, Key, MetaKey, Part, Policy, Reg, Reject,
+    Rule, Selector, SetName, Table, merge_networks,
+};
+
+use super::layout::{Map, address_slots, destination, digit, source, table};
+use super::leaf::{MASQUERADE_MARK, Shape};
+use super::pods::Pods;
+use crate::host::Host;
+use crate::model::{Family, family_of};
+use crate::plan::NodePortScope;
+
+/// `NF_IP_PRI_NAT_DST`.
+const DSTNAT: i32 = -100;
+/// Before and after the translation of destinations, for whom that concerns.
+const BESIDE: i32 = 10;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const CT_NEW: u32 = 1 << 3;
+/// `IPS_DST_NAT`.
+const IPS_DST_NAT: u32 = 1 << 5;
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
+
+/// What the base chains and fixed sets depend on; nothing of it is a service.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Frame {
+    pub(super) pods: Pods,
+    scopes: [NodePortScope; 2],
+    strict: Option<Vec<ipnetwork::IpNetwork>>,
+}
+
+/// Tells TCP clients by a reset, others by ICMP. (The kernel limits ICMP errors to about one a second
+/// for each client, `net.ipv4.icmp_ratelimit`, so a busy TCP client would otherwise wait in vain.)
+pub(super) fn reject() -> ChainName {
+    chain("reject")
+}
+
+fn chain(name: &str) -> ChainName {
+    name.parse().expect("a literal chain name")
+}
+
+fn of(name: &str, family: Family) -> ChainName {
+    chain(&format!("{name}{}", digit(family)))
+}
+
+impl Frame {
+    pub(super) fn of(host: &Host) -> Self {
+        Self {
+            pods: Pods(host.local_pods.clone()),
+            scopes: Family::ALL.map(|family| NodePortScope::of(host, family)),
+            strict: host.settings.strict.as_ref().map(|strict| strict.service_cidrs.clone()),
+        }
+    }
+
+    fn scope(&self, family: Family) -> &NodePortScope {
+        let [v4, v6] = &self.scopes;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    /// The table without a service.
+    pub(super) fn table(&self) -> Table {
+        let key = table();
+        let mut table = Table::new(key.family, key.name);
+        for family in Family::ALL {
+            for map in Map::FIXED {
+                let place = map.of(family);
+                table.sets.insert(place.name(), place.spec().with(self.fixed(map, family)));
+            }
+            table.chains.insert(of("guard", family), plain(vec![guard(family)]));
+            table.chains.insert(of("services", family), plain(self.services(family)));
+            table.chains.insert(of("refuse", family), plain(self.refuse(family)));
+            table.chains.insert(of("postrouting", family), plain(vec![masquerade_hairpin(family)]));
+        }
+        let rejecting = vec![
+            Rule::new().protocol(TCP).reject(Reject::TcpReset),
+            Rule::new().reject(Reject::PORT_UNREACHABLE),
+        ];
+        table.chains.insert(reject(), plain(rejecting));
+        for (hook, name) in [(Hook::Prerouting, "prerouting"), (Hook::Output, "output")] {
+            let new = || Rule::new().ct_state(CT_NEW);
+            let by_family = |begin: &dyn Fn() -> Rule, to: &str| {
+                let v4 = begin().ipv4().jump(&of(to, Family::V4));
+                let v6 = begin().ipv6().jump(&of(to, Family::V6));
+                vec![v4, v6]
+            };
+            let before = base(ChainKind::Filter, hook, DSTNAT - BESIDE, by_family(&new, "guard"));
+            let with = base(ChainKind::Nat, hook, DSTNAT, by_family(&Rule::new, "services"));
+            // Whoever was translated, by us or by somebody else, has found its way.
+            let mut refuse = vec![translated().return_()];
+            refuse.extend(by_family(&new, "refuse"));
+            let after = base(ChainKind::Filter, hook, DSTNAT + BESIDE, refuse);
+            table.chains.insert(chain(&format!("{name}-before")), before);
+            table.chains.insert(chain(name), with);
+            table.chains.insert(chain(&format!("{name}-after")), after);
+        }
+        let postrouting = vec![
+            masquerade_marked(),
+            Rule::new().ipv4().jump(&of("postrouting", Family::V4)),
+            Rule::new().ipv6().jump(&of("postrouting", Family::V6)),
+        ];
+        let last = base(ChainKind::Nat, Hook::Postrouting, Base::PRIORITY_SRCNAT, postrouting);
+        table.chains.insert(chain("postrouting"), last);
+        table
+    }
+
+    /// What fixed sets hold without any service.
+    fn fixed(&self, map: Map, family: Family) -> Vec<Key> {
+        match map {
+            Map::Pods => self.pods.elements(family),
+            Map::NodePortAddresses => {
+                self.scope(family).listed.iter().map(|ip| Key::from(Part::from(*ip))).collect()
+            }
+            Map::ServiceCidrs => {
+                let ranges = self.strict.iter().flatten().copied();
+                merge_networks(ranges.filter(|range| family_of(range.ip()) == family))
+                    .into_iter()
+                    .map(|range| Key::from(Part::from(range)))
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Rules that only packets to node ports pass, one for each kind of place they are served at.
+    fn to_node_ports(&self, family: Family) -> Vec<Rule> {
+        let scope = self.scope(family);
+        let to = destination(family);
+        let loopback: ipnetwork::IpNetwork = "127.0.0.0/8".parse().expect("a literal network");
+        let mut rules = Vec::new();
+        if scope.all {
+            let local = Rule::new().destination_is_local();
+            rules.push(match family {
+                Family::V4 => local.not_in_network(to, loopback),
+                Family::V6 => local.is_not(to, std::net::Ipv6Addr::LOCALHOST.octets()),
+            });
+        } else if !scope.listed.is_empty() {
+            rules.push(Rule::new().in_set([to], &Map::NodePortAddresses.of(family).name()));
+        }
+        if scope.localhost {
+            rules.push(Rule::new().destination_is_local().in_network(to, loopback));
+        }
+        rules
+    }
+
+    fn services(&self, family: Family) -> Vec<Rule> {
+        let mut rules = vec![by_frontend(Rule::new(), Shape::Address, Map::Addresses, family)];
+        let ports = |rule| by_frontend(rule, Shape::Port, Map::Ports, family);
+        rules.extend(self.to_node_ports(family).into_iter().map(ports));
+        rules
+    }
+
+    fn refuse(&self, family: Family) -> Vec<Rule> {
+        let mut rules = vec![by_frontend(Rule::new(), Shape::Address, Map::RefusedAddresses, family)];
+        let ports = |rule| by_frontend(rule, Shape::Port, Map::RefusedPorts, family);
+        rules.extend(self.to_node_ports(family).into_iter().map(ports));
+        if self.strict.is_some() {
+            let to = |map: Map| Rule::new().in_set([destination(family)], &map.of(family).name());
+            rules.push(to(Map::ClusterIps).goto(&reject()));
+            rules.push(to(Map::Spared).return_());
+            rules.push(Rule::new().destination_is_local().return_());
+            rules.push(to(Map::ServiceCidrs).drop());
+        }
+        rules
+    }
+}
+
+fn plain(rules: Vec<Rule>) -> Chain {
+    Chain { rules, ..Chain::default() }
+}
+
+fn base(kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { base: Some(Base { kind, hook, priority, policy: Policy::Accept }), rules, ..Chain::default() }
+}
+
+fn reg(slot: u32) -> Reg {
+    Reg::try_from(slot).expect("rules here use registers below 16")
+}
+
+fn frontend(rule: Rule, shape: Shape, family: Family, first: u32) -> Rule {
+    let (rule, at) = match shape {
+        Shape::Address => (rule.load(destination(family), reg(first)), first + address_slots(family)),
+        Shape::Port => (rule, first),
+    };
+    rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1))
+}
+
+fn by_frontend(rule: Rule, shape: Shape, map: Map, family: Family) -> Rule {
+    frontend(rule, shape, family, 0).then(Expr::VerdictMap { map: map.of(family).name(), key: reg(0) })
+}
+
+fn guard(family: Family) -> Rule {
+    let set = |map: Map| -> SetName { map.of(family).name() };
+    let guarded = frontend(Rule::new(), Shape::Address, family, 0).then(Expr::Lookup {
+        set: set(Map::Guarded),
+        key: reg(0),
+        invert: false,
+    });
+    let source = guarded.load(source(family), reg(0));
+    frontend(source, Shape::Address, family, address_slots(family))
+        .then(Expr::Lookup { set: set(Map::Allowed), key: reg(0), invert: true })
+        .drop()
+}
+
+fn translated() -> Rule {
+    let reg = Reg::FIRST;
+    let mask = IPS_DST_NAT.to_ne_bytes().to_vec();
+    Rule::new()
+        .then(Expr::Ct { key: CtKey::Status, to: reg })
+        .then(Expr::Bitwise { from: reg, to: reg, mask, xor: vec![0; 4] })
+        .then(Expr::Cmp { reg, op: CmpOp::Ne, value: vec![0; 4] })
+}
+
+fn masquerade_marked() -> Rule {
+    let reg = Reg::FIRST;
+    let mask = (!MASQUERADE_MARK).to_ne_bytes().to_vec();
+    // Without the mark from here on: whoever encapsulates the packet keeps its mark.
+    Rule::new()
+        .mark(MASQUERADE_MARK, MASQUERADE_MARK)
+        .load(Selector::Mark, reg)
+        .then(Expr::Bitwise { from: reg, to: reg, mask, xor: vec![0; 4] })
+        .then(Expr::SetMeta { key: MetaKey::Mark, from: reg })
+        .masquerade(true)
+}
+
+fn masquerade_hairpin(family: Family) -> Rule {
+    translated()
+        .in_set([source(family), destination(family)], &Map::Hairpin.of(family).name())
+        .masquerade(true)
+}

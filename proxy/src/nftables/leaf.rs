@@ -1,0 +1,314 @@
+//! The chains that lead a new connection to an endpoint. There is one for each way that is in use,
+//! not for each service: what differs between services is in maps.
+
+use weft_kernel::nft::{Chain, ChainName, DynsetOp, Expr, MetaKey, NatEnd, NumgenKind, Reg, Rule, Selector};
+
+use super::layout::{Map, Place, address_slots, destination, digit, first_hashed, first_slot, live, source};
+use super::pods::Pods;
+use crate::model::{Balance, Family, Policy};
+
+/// A chain that is made when a service needs it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Way {
+    /// To one of some endpoints.
+    Leaf(Leaf),
+    /// To one of several leaves, by where the connection comes from.
+    Split {
+        family: Family,
+        /// For local pods; `None`: to none, as everywhere here.
+        pods: Option<Leaf>,
+        /// For the host itself.
+        host: Option<Leaf>,
+        /// For all others.
+        others: Option<Leaf>,
+    },
+}
+
+/// To one of some endpoints of the frontend by which the packet came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Leaf {
+    pub(super) family: Family,
+    pub(super) shape: Shape,
+    /// Which of the two sets of endpoints.
+    pub(super) set: Policy,
+    /// Marked, for postrouting to masquerade it.
+    pub(super) masquerade: bool,
+    /// How many endpoints; at least one.
+    pub(super) count: u32,
+    pub(super) pick: Pick,
+}
+
+/// What a frontend is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Shape {
+    /// Address, protocol, port.
+    Address,
+    /// Protocol, port of the host.
+    Port,
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Pick {
+    /// Any, by the frontend itself.
+    Any,
+    /// By the service port's id.
+    ById {
+        /// By a hash of the client's address, not by chance.
+        hash: bool,
+        /// The client keeps it for so many seconds.
+        sticky: Option<u32>,
+    },
+}
+
+/// What postrouting masquerades: kube-proxy's bit, which others respect already.
+pub(super) const MASQUERADE_MARK: u32 = 0x4000;
+
+/// Where looked-up things go: behind what keys take.
+const RESULT: u32 = 8;
+
+fn reg(slot: u32) -> Reg {
+    Reg::try_from(slot).expect("rules here use registers below 16")
+}
+
+impl Way {
+    pub(super) fn name(&self) -> ChainName {
+        let name = match self {
+            Self::Leaf(leaf) => leaf.name(),
+            Self::Split { family, pods, host, others } => {
+                let part = |leaf: &Option<Leaf>| leaf.map_or_else(|| "none".to_owned(), |leaf| leaf.short());
+                format!("split{}.{}.{}.{}", digit(*family), part(pods), part(host), part(others))
+            }
+        };
+        name.parse().expect("letters, digits, dashes and dots, fewer than 256")
+    }
+
+    /// The chains that it leads on to.
+    pub(super) fn needs(&self) -> Vec<Leaf> {
+        match self {
+            Self::Leaf(_) => Vec::new(),
+            Self::Split { pods, host, others, .. } => {
+                [pods, host, others].into_iter().flatten().copied().collect()
+            }
+        }
+    }
+
+    /// The dynamic map that its rules look into.
+    pub(super) fn sticky(&self) -> Option<Place> {
+        match self {
+            Self::Leaf(Leaf { family, pick: Pick::ById { sticky: Some(seconds), .. }, .. }) => {
+                Some(Map::Sticky(*seconds).of(*family))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn chain(&self, local: &Pods) -> Chain {
+        let rules = match self {
+            Self::Leaf(leaf) => leaf.rules(),
+            Self::Split { family, pods, host, others } => {
+                let goes = |rule: Rule, leaf: &Option<Leaf>| match leaf {
+                    Some(leaf) => rule.goto(&Self::Leaf(*leaf).name()),
+                    None => rule.return_(),
+                };
+                let from_pods = local.source(*family).map(|rule| goes(rule, pods));
+                let from_host = goes(Rule::new().source_is_local(), host);
+                let rest = others.is_some().then(|| goes(Rule::new(), others));
+                from_pods.into_iter().chain([from_host]).chain(rest).collect()
+            }
+        };
+        Chain { rules, ..Chain::default() }
+    }
+}
+
+impl Leaf {
+    fn name(&self) -> String {
+        format!("to{}.{}", digit(self.family), self.short())
+    }
+
+    fn short(&self) -> String {
+        let shape = match self.shape {
+            Shape::Address => "address",
+            Shape::Port => "port",
+        };
+        let set = match self.set {
+            Policy::Cluster => "",
+            Policy::Local => "-local",
+        };
+        let masquerade = if self.masquerade { "-masquerade" } else { "" };
+        let (hash, sticky) = match self.pick {
+            Pick::Any => ("", String::new()),
+            Pick::ById { hash, sticky } => (
+                if hash { "-hash" } else { "-id" },
+                sticky.map(|seconds| format!("-sticky{seconds}")).unwrap_or_default(),
+            ),
+        };
+        format!("{shape}{set}{masquerade}{hash}{sticky}-{}", self.count)
+    }
+
+    fn rules(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        if self.masquerade {
+            rules.push(mark());
+        }
+        match self.pick {
+            Pick::Any => {
+                rules.extend(self.chance().map(|chance| self.any(chance)));
+                // Each lookup of a packet reads the newest elements, so the slot may be gone that an
+                // older rule picked; the first one is there while any is.
+                rules.push(self.any(Expr::Immediate { to: reg(RESULT), value: self.first() }));
+            }
+            Pick::ById { hash, sticky } => {
+                rules.extend(sticky.map(|seconds| self.again(seconds)));
+                if hash {
+                    rules.push(self.by_id(self.hashed(), sticky));
+                } else {
+                    rules.extend(self.chance().map(|chance| self.by_id(chance, sticky)));
+                }
+                rules.push(self.by_id(Expr::Immediate { to: reg(RESULT), value: self.first() }, sticky));
+            }
+        }
+        rules
+    }
+
+    fn first(&self) -> Vec<u8> {
+        first_slot(self.set).to_ne_bytes().to_vec()
+    }
+
+    /// A slot by chance; nothing if there is but one.
+    fn chance(&self) -> Option<Expr> {
+        (self.count > 1).then(|| Expr::Numgen {
+            kind: NumgenKind::Random,
+            modulus: self.count,
+            offset: first_slot(self.set),
+            to: reg(RESULT),
+        })
+    }
+
+    fn hashed(&self) -> Expr {
+        Expr::Hash {
+            from: reg(CLIENT),
+            len: 4 * address_slots(self.family),
+            modulus: Balance::SLOTS,
+            seed: Balance::SEED,
+            offset: first_hashed(self.set),
+            to: reg(RESULT),
+        }
+    }
+
+    /// Loads what the frontend is found by from register 0 on; says what comes behind.
+    fn frontend(&self) -> (Rule, u32) {
+        let (rule, at) = match self.shape {
+            Shape::Address => {
+                (Rule::new().load(destination(self.family), reg(0)), address_slots(self.family))
+            }
+            Shape::Port => (Rule::new(), 0),
+        };
+        (rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1)), at + 2)
+    }
+
+    fn translate(&self, rule: Rule) -> Rule {
+        rule.then(Expr::Nat {
+            end: NatEnd::Destination,
+            ipv6: self.family == Family::V6,
+            addr: reg(RESULT),
+            port: Some(reg(RESULT + address_slots(self.family))),
+        })
+    }
+
+    fn look(&self, rule: Rule, map: Map, key: u32) -> Rule {
+        rule.then(Expr::MapLookup { map: map.of(self.family).name(), key: reg(key), to: reg(RESULT) })
+    }
+
+    /// By frontend and slot to the endpoint.
+    fn any(&self, slot: Expr) -> Rule {
+        let (rule, behind) = self.frontend();
+        let map = match self.shape {
+            Shape::Address => Map::AddressEndpoints,
+            Shape::Port => Map::PortEndpoints,
+        };
+        let rule = rule.then(with_result_in(slot, behind));
+        self.translate(self.look(rule, map, 0))
+    }
+
+    /// Debian's `nft` cannot list a lookup whose key holds what another one found, so the way from one
+    /// to the next goes over the packet's priority: routing gives a forwarded packet a new one, and
+    /// the first packet of a local connection leaves with none.
+    ///
+    /// Register 0 has the id, 1 a slot or an endpoint's number; 2 has the id again with the client's
+    /// address behind it.
+    fn id_and_client(&self) -> Rule {
+        let (rule, _) = self.frontend();
+        let map = match self.shape {
+            Shape::Address => Map::AddressIds,
+            Shape::Port => Map::PortIds,
+        };
+        set_priority(self.look(rule, map, 0))
+            .load(Selector::Priority, reg(0))
+            .load(Selector::Priority, reg(CLIENT - 1))
+            .load(source(self.family), reg(CLIENT))
+    }
+
+    /// To the endpoint whose number was just found, if it is still there; the client keeps it.
+    fn with_found(&self, rule: Rule, sticky: Option<u32>) -> Rule {
+        let mut rule = set_priority(rule).load(Selector::Priority, reg(1));
+        rule = self.look(rule, live(self.set), 0);
+        if let Some(seconds) = sticky {
+            rule = rule.then(Expr::Dynset {
+                op: DynsetOp::Update,
+                set: Map::Sticky(seconds).of(self.family).name(),
+                key: reg(CLIENT - 1),
+                value: Some(reg(1)),
+                timeout: None,
+            });
+        }
+        let none = Expr::Immediate { to: reg(0), value: vec![0; 4] };
+        let rule = rule.then(none).then(Expr::SetMeta { key: MetaKey::Priority, from: reg(0) });
+        self.translate(rule)
+    }
+
+    /// To the endpoint that the client had, if the set still has it.
+    fn again(&self, seconds: u32) -> Rule {
+        let rule = self.id_and_client();
+        let rule = self.look(rule, Map::Sticky(seconds), CLIENT - 1);
+        self.with_found(rule, Some(seconds))
+    }
+
+    fn by_id(&self, slot: Expr, sticky: Option<u32>) -> Rule {
+        let rule = self.id_and_client().then(with_result_in(slot, 1));
+        self.with_found(self.look(rule, Map::Slots, 0), sticky)
+    }
+}
+
+/// Where the client's address is, behind the id.
+const CLIENT: u32 = 3;
+
+/// The same expression with another register to write to.
+fn with_result_in(expr: Expr, slot: u32) -> Expr {
+    let to = reg(slot);
+    match expr {
+        Expr::Numgen { kind, modulus, offset, .. } => Expr::Numgen { kind, modulus, offset, to },
+        Expr::Hash { from, len, modulus, seed, offset, .. } => {
+            Expr::Hash { from, len, modulus, seed, offset, to }
+        }
+        Expr::Immediate { value, .. } => Expr::Immediate { to, value },
+        other => other,
+    }
+}
+
+fn set_priority(rule: Rule) -> Rule {
+    rule.then(Expr::SetMeta { key: MetaKey::Priority, from: reg(RESULT) })
+}
+
+/// Marks the packet for postrouting.
+fn mark() -> Rule {
+    Rule::new()
+        .load(Selector::Mark, reg(0))
+        .then(Expr::Bitwise {
+            from: reg(0),
+            to: reg(0),
+            mask: (!MASQUERADE_MARK).to_ne_bytes().to_vec(),
+            xor: MASQUERADE_MARK.to_ne_bytes().to_vec(),
+        })
+        .then(Expr::SetMeta { key: MetaKey::Mark, from: reg(0) })
+}

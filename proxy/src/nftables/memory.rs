@@ -1,0 +1,88 @@
+//! What an earlier run left in the table: which endpoint had which slot, which service port which id.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use weft_kernel::nft::{Elements, Key, Table};
+
+use super::layout::{
+    Map, Place, first_slot, frontend, frontend_slot, live, number, read_endpoint, read_number,
+};
+use super::leaf::Pick;
+use super::parts::{Seats, pick};
+use crate::model::Policy;
+use crate::plan::{Frontend, PortPlan};
+
+/// A table to remember from; the default remembers nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Memory<'a>(Option<&'a Table>);
+
+impl<'a> Memory<'a> {
+    pub(super) fn of(table: &'a Table) -> Self {
+        Self(Some(table))
+    }
+
+    fn elements(&self, place: Place) -> Option<&'a Elements> {
+        self.0?.sets.get(&place.name()).map(|set| &set.elements)
+    }
+
+    /// The id that one of the port's frontends leads to.
+    pub(super) fn id(&self, port: &PortPlan) -> Option<u32> {
+        port.frontends.keys().find_map(|at| {
+            let map = match at {
+                Frontend::Address(..) => Map::AddressIds,
+                Frontend::NodePort(..) => Map::PortIds,
+            };
+            read_number(self.elements(map.of(port.family))?.get(&frontend(at))?)
+        })
+    }
+
+    /// Who was where.
+    pub(super) fn seats(&self, port: &PortPlan) -> Seats {
+        match (pick(port), self.id(port)) {
+            (Pick::Any, _) => Seats {
+                cluster: self.by_frontend(port, Policy::Cluster),
+                local: self.by_frontend(port, Policy::Local),
+                numbers: BTreeMap::new(),
+            },
+            (Pick::ById { .. }, Some(id)) => {
+                let cluster = self.by_id(port, Policy::Cluster, id);
+                let local = self.by_id(port, Policy::Local, id);
+                let seated = |of: &[(SocketAddr, u32)]| of.iter().map(|(endpoint, _)| *endpoint).collect();
+                Seats {
+                    cluster: seated(&cluster),
+                    local: seated(&local),
+                    numbers: cluster.into_iter().chain(local).collect(),
+                }
+            }
+            (Pick::ById { .. }, None) => Seats::default(),
+        }
+    }
+
+    fn by_frontend(&self, port: &PortPlan, set: Policy) -> Vec<SocketAddr> {
+        let of = |at: &Frontend| -> Vec<SocketAddr> {
+            let map = match at {
+                Frontend::Address(..) => Map::AddressEndpoints,
+                Frontend::NodePort(..) => Map::PortEndpoints,
+            };
+            let Some(elements) = self.elements(map.of(port.family)) else { return Vec::new() };
+            let slots = (first_slot(set)..).map_while(|slot| elements.get(&frontend_slot(at, slot)));
+            slots.map_while(read_endpoint).collect()
+        };
+        port.frontends.keys().map(of).find(|found| !found.is_empty()).unwrap_or_default()
+    }
+
+    fn by_id(&self, port: &PortPlan, set: Policy, id: u32) -> Vec<(SocketAddr, u32)> {
+        let (Some(slots), Some(alive)) =
+            (self.elements(Map::Slots.of(port.family)), self.elements(live(set).of(port.family)))
+        else {
+            return Vec::new();
+        };
+        let at = |slot: u32| -> Option<(SocketAddr, u32)> {
+            let stands_for = read_number(slots.get(&Key::concat([number(id), number(slot)]))?)?;
+            let key = Key::concat([number(id), number(stands_for)]);
+            Some((read_endpoint(alive.get(&key)?)?, stands_for))
+        };
+        (first_slot(set)..).map_while(at).collect()
+    }
+}

@@ -1,0 +1,265 @@
+//! What should be in the kernel, kept service by service, and what one change takes. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use weft_kernel::nft::{Chain, Elements, Key, Set, Step, Table, Transaction, Value};
+
+use super::frame::Frame;
+use super::layout::{Place, table};
+use super::leaf::{Pick, Way};
+use super::memory::Memory;
+use super::parts::{Parts, Seats, pick, wished_id};
+use super::slots::free_number;
+use crate::host::Host;
+use crate::model::{Family, PortName, ServiceName};
+use crate::plan::{PortPlan, ServicePlan};
+
+/// Which service port in which family.
+type PortKey = (PortName, Family);
+
+/// Everything that the table should hold.
+///
+/// A change of one service costs what that service has, however many others there are. What was asked
+/// for is taken as done: if the kernel refuses a transaction, or somebody else changed the table,
+/// compare [`Program::table`] with what is there.
+#[derive(Clone, Debug)]
+pub struct Program {
+    frame: Frame,
+    services: BTreeMap<ServiceName, Held>,
+    /// Ids in use, so that no two service ports of a family have the same.
+    ids: BTreeSet<(Family, u32)>,
+    /// How many services need an element of a map that they share.
+    shared: HashMap<(Place, Key), usize>,
+    /// How many services need a chain. One that nobody needs stays until [`Program::collect`]:
+    /// packets on their way may still read an element that leads to it.
+    ways: BTreeMap<Way, usize>,
+}
+
+/// What one service has.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Held {
+    parts: Parts,
+    seats: BTreeMap<PortKey, Seats>,
+    ids: BTreeMap<PortKey, u32>,
+}
+
+/// What goes and what comes, over all services of a change.
+#[derive(Debug, Default)]
+struct Pending {
+    delete: BTreeMap<Place, Elements>,
+    add: BTreeMap<Place, Elements>,
+    new_ways: Vec<Way>,
+}
+
+impl Program {
+    /// For a host without services.
+    pub fn new(host: &Host) -> Self {
+        Self {
+            frame: Frame::of(host),
+            services: BTreeMap::new(),
+            ids: BTreeSet::new(),
+            shared: HashMap::new(),
+            ways: BTreeMap::new(),
+        }
+    }
+
+    /// For a host with these services. Slots and ids are those of the observed table where it has
+    /// them, so that a proxy that starts anew changes nothing that was right.
+    pub fn load(host: &Host, plans: &BTreeMap<ServiceName, ServicePlan>, observed: Option<&Table>) -> Self {
+        let mut program = Self::new(host);
+        let memory = observed.map(Memory::of).unwrap_or_default();
+        let mut pending = Pending::default();
+        for (name, plan) in plans {
+            program.absorb(name, plan, &memory, &mut pending);
+        }
+        program
+    }
+
+    /// Whether this program is one for that host: if not, it takes another one, loaded anew.
+    pub fn fits(&self, host: &Host) -> bool {
+        self.frame == Frame::of(host)
+    }
+
+    /// Takes in what some services need from now on, and says what that changes in the kernel.
+    pub fn update<'a>(
+        &mut self,
+        plans: impl IntoIterator<Item = (&'a ServiceName, &'a ServicePlan)>,
+    ) -> Transaction {
+        let mut pending = Pending::default();
+        for (name, plan) in plans {
+            self.absorb(name, plan, &Memory::default(), &mut pending);
+        }
+        pending.transaction(&self.frame, &self.ways)
+    }
+
+    /// The chains, and maps of clients that stick, that no service needs any more.
+    pub fn collect(&mut self) -> Transaction {
+        let unused: Vec<Way> =
+            self.ways.iter().filter(|(_, users)| **users == 0).map(|(way, _)| way.clone()).collect();
+        self.ways.retain(|_, users| *users > 0);
+        let used: BTreeSet<Place> = self.ways.keys().filter_map(Way::sticky).collect();
+        let key = table();
+        // Emptied first, because one may lead to another.
+        let flush = unused.iter().map(|way| Step::FlushChain(key.clone(), way.name()));
+        let delete = unused.iter().map(|way| Step::DeleteChain(key.clone(), way.name()));
+        let sticky: BTreeSet<Place> = unused.iter().filter_map(Way::sticky).collect();
+        let forget = sticky.difference(&used).map(|place| Step::DeleteSet(key.clone(), place.name()));
+        flush.chain(delete).chain(forget).fold(Transaction::new(), Transaction::then)
+    }
+
+    /// The whole table.
+    pub fn table(&self) -> Table {
+        let mut table = self.frame.table();
+        for (way, chain) in self.ways.keys().map(|way| (way, way.chain(&self.frame.pods))) {
+            table.chains.insert(way.name(), chain);
+            if let Some(place) = way.sticky() {
+                table.sets.entry(place.name()).or_insert_with(|| place.spec().with([]));
+            }
+        }
+        for held in self.services.values() {
+            for (place, elements) in &held.parts.elements {
+                let set = table.sets.entry(place.name());
+                let Set { elements: all, .. } = set.or_insert_with(|| place.spec().with([]));
+                all.extend(elements.iter().map(|(key, value)| (key.clone(), value.clone())));
+            }
+        }
+        table
+    }
+
+    fn absorb(&mut self, name: &ServiceName, plan: &ServicePlan, memory: &Memory, pending: &mut Pending) {
+        let before = self.services.remove(name).unwrap_or_default();
+        for (key, id) in &before.ids {
+            self.ids.remove(&(key.1, *id));
+        }
+        let mut after = Held::default();
+        for port in &plan.ports {
+            let key: PortKey = (port.name.clone(), port.family);
+            let seats = match before.seats.get(&key) {
+                Some(seats) => seats.next(port),
+                None => memory.seats(port).next(port),
+            };
+            if pick(port) != Pick::Any {
+                let wish = before.ids.get(&key).copied().or_else(|| memory.id(port));
+                let wish = wish.unwrap_or_else(|| wished_id(&port.name));
+                let id = free_number(wish, |id| self.ids.contains(&(port.family, id)));
+                self.ids.insert((port.family, id));
+                after.ids.insert(key.clone(), id);
+            }
+            after.seats.insert(key, seats);
+        }
+        let none = Seats::default();
+        after.parts = Parts::of(plan, |port: &PortPlan| {
+            let key = (port.name.clone(), port.family);
+            (after.seats.get(&key).unwrap_or(&none), after.ids.get(&key).copied().unwrap_or(0))
+        });
+        self.change(&before.parts, &after.parts, pending);
+        if after != Held::default() {
+            self.services.insert(name.clone(), after);
+        }
+    }
+
+    fn change(&mut self, before: &Parts, after: &Parts, pending: &mut Pending) {
+        for way in after.ways.difference(&before.ways) {
+            let users = self.ways.entry(way.clone()).or_insert_with(|| {
+                pending.new_ways.push(way.clone());
+                0
+            });
+            *users += 1;
+        }
+        for way in before.ways.difference(&after.ways) {
+            if let Some(users) = self.ways.get_mut(way) {
+                *users = users.saturating_sub(1);
+            }
+        }
+        let empty = Elements::new();
+        let places: BTreeSet<Place> = before.elements.keys().chain(after.elements.keys()).copied().collect();
+        for place in places {
+            let old = before.elements.get(&place).unwrap_or(&empty);
+            let new = after.elements.get(&place).unwrap_or(&empty);
+            let lacks = |of: &Elements, from: &Elements| -> Vec<(Key, Value)> {
+                let not_there = from.iter().filter(|(key, value)| of.get(key) != Some(value));
+                not_there.map(|(key, value)| (key.clone(), value.clone())).collect()
+            };
+            for (key, value) in lacks(old, new) {
+                if self.is_first(place, &key) {
+                    pending.add.entry(place).or_default().insert(key, value);
+                }
+            }
+            for (key, value) in lacks(new, old) {
+                if self.is_last(place, &key) {
+                    pending.delete.entry(place).or_default().insert(key, value);
+                }
+            }
+        }
+    }
+
+    /// One more service needs it; whether it is the first one.
+    fn is_first(&mut self, place: Place, key: &Key) -> bool {
+        if !place.map.is_shared() {
+            return true;
+        }
+        let users = self.shared.entry((place, key.clone())).or_default();
+        *users += 1;
+        *users == 1
+    }
+
+    /// One service needs it no more; whether it was the last one.
+    fn is_last(&mut self, place: Place, key: &Key) -> bool {
+        if !place.map.is_shared() {
+            return true;
+        }
+        let key = (place, key.clone());
+        match self.shared.get_mut(&key) {
+            Some(users) if *users > 1 => {
+                *users -= 1;
+                false
+            }
+            _ => {
+                self.shared.remove(&key);
+                true
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn transaction(mut self, frame: &Frame, ways: &BTreeMap<Way, usize>) -> Transaction {
+        let key = table();
+        let mut tx = Transaction::new();
+        // A shared element that one service gives up and another one takes stays.
+        for (place, added) in &mut self.add {
+            if let Some(deleted) = self.delete.get_mut(place).filter(|_| place.map.is_shared()) {
+                let both: Vec<Key> = added.keys().filter(|key| deleted.contains_key(key)).cloned().collect();
+                for key in both {
+                    added.remove(&key);
+                    deleted.remove(&key);
+                }
+            }
+        }
+        let known: BTreeSet<Place> = {
+            let old = ways.keys().filter(|way| !self.new_ways.contains(way));
+            old.filter_map(Way::sticky).collect()
+        };
+        let sticky: BTreeSet<Place> = self.new_ways.iter().filter_map(Way::sticky).collect();
+        for place in sticky.difference(&known) {
+            tx = tx.then(Step::AddSet { table: key.clone(), set: place.name(), spec: place.spec() });
+        }
+        for way in &self.new_ways {
+            tx = tx.then(Step::AddChain { table: key.clone(), chain: way.name(), base: None, comment: None });
+        }
+        for way in &self.new_ways {
+            let Chain { rules, .. } = way.chain(&frame.pods);
+            for rule in rules {
+                tx = tx.then(Step::AddRule { table: key.clone(), chain: way.name(), rule });
+            }
+        }
+        // Deletions first: a key whose value changed is in both.
+        for (place, elements) in self.delete {
+            tx = tx.delete_elements(&key, &place.name(), &place.spec(), elements);
+        }
+        for (place, elements) in self.add {
+            tx = tx.add_elements(&key, &place.name(), &place.spec(), elements);
+        }
+        tx
+    }
+}
