@@ -2,6 +2,7 @@
 //! kernel should hold so that it does.
 //!
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
+//! - [`manifests`]: a folder of YAML and JSON files as their source;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
@@ -14,6 +15,7 @@
 #[cfg(any(test, feature = "generators"))]
 pub mod generators;
 pub mod host;
+pub mod manifests;
 pub mod model;
 pub mod nftables;
 pub mod plan;
