@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::lab::{Inner, Lab, READY};
-use crate::layout::{HostSpec, Layout, Spec};
+use crate::layout::{Families, HostSpec, Layout, Spec};
 use crate::process::ProcessId;
 use crate::record::{Home, Record};
 use crate::wait::wait_for;
@@ -50,6 +50,7 @@ impl Builder {
             hosts: vec![],
             etcd_members: 1,
             mtu: 1500,
+            families: Families::Both,
             weft: None,
             network: "weft".into(),
             etcd_prefix: "/coreos.com/network".into(),
@@ -115,6 +116,12 @@ impl Builder {
     /// MTU of the underlay in bytes. Default 1500.
     pub fn mtu(mut self, mtu: u32) -> Self {
         self.spec.mtu = mtu;
+        self
+    }
+
+    /// Gives machines IPv4 addresses alone on the underlay, or IPv6 ones alone. Default both.
+    pub fn underlay(mut self, families: Families) -> Self {
+        self.spec.families = families;
         self
     }
 

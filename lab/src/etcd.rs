@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::lab::Inner;
-use crate::layout::{Node, Role};
+use crate::layout::{Node, Role, in_url};
 use crate::process::Output;
 use crate::wait::wait_for;
 use crate::{Host, LabError, http};
@@ -186,7 +186,7 @@ impl Etcd {
     fn wait_until_healthy(&self, node: &Node) -> Result<(), LabError> {
         let member = Host::new(self.lab.clone(), node.clone());
         let ask = || {
-            let stream = member.tcp_connect(SocketAddr::new(node.v4.into(), CLIENT_PORT))?;
+            let stream = member.tcp_connect(SocketAddr::new(node.address(), CLIENT_PORT))?;
             let health = stream.set_read_timeout(Some(LOOK)).and_then(|()| http::get(stream, "/health"));
             health.map_err(LabError::io("ask for its health"))
         };
@@ -204,7 +204,7 @@ impl Etcd {
 
     fn arguments(&self, node: &Node) -> Result<Vec<String>, LabError> {
         let generation = self.lab.home.existing()?.etcd_generation;
-        let peer = |node: &Node| format!("http://{}:{PEER_PORT}", node.v4);
+        let peer = |node: &Node| format!("http://{}:{PEER_PORT}", in_url(node.address()));
         let cluster: Vec<String> = self.nodes().map(|node| format!("{}={}", node.name, peer(node))).collect();
         let flags = [
             ("name", node.name.clone()),
@@ -238,5 +238,5 @@ pub(crate) fn endpoints(lab: &Inner) -> String {
 }
 
 fn client_url(node: &Node) -> String {
-    format!("http://{}:{CLIENT_PORT}", node.v4)
+    format!("http://{}:{CLIENT_PORT}", in_url(node.address()))
 }

@@ -89,6 +89,7 @@ mod tests {
             hosts: vec![host("ash", 1), host("birch", 1), host("cedar", 2)],
             etcd_members: 1,
             mtu: 1500,
+            families: crate::Families::Both,
             weft: None,
             network: "weft".into(),
             etcd_prefix: "/coreos.com/network".into(),

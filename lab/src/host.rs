@@ -56,10 +56,14 @@ impl Host {
         self.node.v6
     }
 
+    /// An address that it has on the underlay: the IPv4 one, if it has both.
+    pub fn address(&self) -> IpAddr {
+        self.node.address()
+    }
+
     /// The router's address on its segment.
     pub fn gateway(&self) -> IpAddr {
-        let [a, b, c, _] = self.node.v4.octets();
-        Ipv4Addr::new(a, b, c, 1).into()
+        self.node.gateway()
     }
 
     /// Its own directory: state that survives a power cut, and the log.

@@ -54,6 +54,9 @@ pub struct Spec {
     pub etcd_members: u8,
     /// MTU of the underlay, in bytes.
     pub mtu: u32,
+    /// The addresses that machines have on the underlay.
+    #[serde(default)]
+    pub families: Families,
     /// The `weft` binary that hosts run.
     pub weft: Option<std::path::PathBuf>,
     /// The overlay network's name.
@@ -64,6 +67,18 @@ pub struct Spec {
     pub config: Option<String>,
     /// Further arguments for every `weft overlay`.
     pub overlay_args: Vec<String>,
+}
+
+/// Which addresses machines have on the underlay, beside the link-local ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Families {
+    /// IPv4 and IPv6.
+    #[default]
+    Both,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
 }
 
 /// One host, as asked for.
@@ -95,12 +110,33 @@ pub struct Node {
     pub role: Role,
     /// The segment it is on, from 1.
     pub segment: u8,
-    /// Its IPv4 address.
+    /// Its IPv4 address; not on its link where the underlay is [`Families::V6`].
     pub v4: Ipv4Addr,
-    /// Its IPv6 address.
+    /// Its IPv6 address; not on its link where the underlay is [`Families::V4`].
     pub v6: Ipv6Addr,
+    /// Those that are on its link.
+    pub families: Families,
     /// Its namespace.
     pub netns: String,
+}
+
+impl Node {
+    /// An address that it has on the underlay: the IPv4 one, if it has both.
+    pub fn address(&self) -> IpAddr {
+        self.either(self.v4, self.v6)
+    }
+
+    /// The router's address on its segment, of the same family.
+    pub fn gateway(&self) -> IpAddr {
+        self.either(v4(self.segment, ROUTER), v6(self.segment, ROUTER))
+    }
+
+    fn either(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+        match self.families {
+            Families::Both | Families::V4 => v4.into(),
+            Families::V6 => v6.into(),
+        }
+    }
 }
 
 /// Every namespace of a lab, with its addresses.
@@ -133,6 +169,7 @@ impl Layout {
             segment,
             v4: v4(segment, octet),
             v6: v6(segment, octet),
+            families: spec.families,
             netns: netns(name),
         };
         let mut nodes: Vec<Node> = (0..spec.etcd_members)
@@ -192,7 +229,8 @@ impl Layout {
     pub fn router_batch(&self) -> String {
         let mut batch = String::from("link set lo up\n");
         for segment in self.segments() {
-            batch += &addresses(&router_link(segment), v4(segment, ROUTER), v6(segment, ROUTER));
+            let (v4, v6) = (v4(segment, ROUTER), v6(segment, ROUTER));
+            batch += &addresses(&router_link(segment), v4, v6, Families::Both);
         }
         batch
     }
@@ -205,11 +243,14 @@ impl Layout {
 
     /// `ip -batch` for a node: its addresses, and the router as the way out.
     pub fn node_batch(&self, node: &Node) -> String {
-        let (gateway4, gateway6) = (v4(node.segment, ROUTER), v6(node.segment, ROUTER));
-        format!(
-            "link set lo up\n{}route add default via {gateway4} dev eth0\nroute add default via {gateway6} dev eth0\n",
-            addresses("eth0", node.v4, node.v6),
-        )
+        let mut batch = format!("link set lo up\n{}", addresses("eth0", node.v4, node.v6, node.families));
+        if node.families != Families::V6 {
+            batch += &format!("route add default via {} dev eth0\n", v4(node.segment, ROUTER));
+        }
+        if node.families != Families::V4 {
+            batch += &format!("route add default via {} dev eth0\n", v6(node.segment, ROUTER));
+        }
+        batch
     }
 
     /// `ip -batch` for the router: the hop between segments takes packets up to `mtu`, and answers
@@ -292,10 +333,15 @@ fn network(segment: u8) -> (Ipv4Addr, Ipv6Addr) {
 }
 
 /// `nodad`: duplicate detection would hold the address back for a second, and nobody else is there.
-fn addresses(link: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> String {
-    format!(
-        "addr add {v4}/{PREFIX_V4} dev {link}\naddr add {v6}/{PREFIX_V6} dev {link} nodad\nlink set {link} up\n"
-    )
+fn addresses(link: &str, v4: Ipv4Addr, v6: Ipv6Addr, families: Families) -> String {
+    let mut batch = String::new();
+    if families != Families::V6 {
+        batch += &format!("addr add {v4}/{PREFIX_V4} dev {link}\n");
+    }
+    if families != Families::V4 {
+        batch += &format!("addr add {v6}/{PREFIX_V6} dev {link} nodad\n");
+    }
+    batch + &format!("link set {link} up\n")
 }
 
 /// A lab's name is a directory's and the beginning of namespaces' names.
@@ -338,6 +384,7 @@ mod tests {
             hosts: hosts.iter().map(host).collect(),
             etcd_members: 1,
             mtu: 1500,
+            families: Families::Both,
             weft: None,
             network: "weft".into(),
             etcd_prefix: "/coreos.com/network".into(),
@@ -381,6 +428,23 @@ mod tests {
              route add default via 192.0.2.1 dev eth0\n\
              route add default via 2001:db8:0:1::1 dev eth0\n"
         );
+    }
+
+    #[test]
+    fn an_underlay_of_one_family_has_no_address_of_the_other() {
+        for (families, has, lacks, address, gateway) in [
+            (Families::V4, "192.0.2.", "2001:db8:", "192.0.2.11", "192.0.2.1"),
+            (Families::V6, "2001:db8:0:1:", "192.0.2.", "2001:db8:0:1::b", "2001:db8:0:1::1"),
+        ] {
+            let layout = Layout::of(&Spec { families, ..spec(&[("ash", 1)]) }).expect("fits");
+            let ash = layout.node("ash").expect("asked for");
+            let batch = layout.node_batch(ash);
+            assert!(batch.matches(has).count() == 2 && !batch.contains(lacks), "{batch}");
+            assert_eq!(
+                (ash.address().to_string(), ash.gateway().to_string()),
+                (address.into(), gateway.into())
+            );
+        }
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub use faults::CutFrom;
 pub use host::Host;
 pub use http::Response;
 pub use lab::Lab;
+pub use layout::Families;
 pub use place::Place;
 pub use pod::Pod;
 pub use process::{Exit, Output, ProcessId, Running};

@@ -3,6 +3,9 @@
 //! The order is flannel's: `--iface` (each in turn), `--iface-regex` (each in turn, held against
 //! addresses and then names), `--iface-can-reach`; with none of them given, the link that has
 //! `--public-ip` or `--public-ipv6`; else that of the default route. Pure.
+//!
+//! flannel carries each family over itself, so its link must have both where pods have both. Between
+//! weft hosts either carries the other ([`crossing`]): pods with IPv6 need no IPv6 between the hosts.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -53,7 +56,14 @@ pub struct NoUnderlay {
     pub candidates: String,
 }
 
-/// Chooses.
+impl Chosen {
+    /// It has an address of each family that is wanted.
+    pub fn serves(&self, wanted: &Wanted<'_>) -> bool {
+        (!wanted.v4 || self.public_v4.is_some()) && (!wanted.v6 || self.public_v6.is_some())
+    }
+}
+
+/// Chooses as flannel does: an address of every family that pods have, on one link.
 ///
 /// # Errors
 /// When no link fits; the message names each flag and value that was tried, and the candidates.
@@ -66,6 +76,15 @@ pub fn choose(wanted: &Wanted<'_>, observed: &State) -> Result<Chosen, NoUnderla
         }
     }
     Err(NoUnderlay { tried, candidates: candidates(observed) })
+}
+
+/// Chooses where [`choose`] finds nothing: a link with one family, which then carries both. Of the
+/// families that pods have, IPv4 first; then the other.
+pub fn crossing(wanted: &Wanted<'_>, observed: &State) -> Option<Chosen> {
+    let (v4, v6) =
+        (Wanted { v6: false, v4: true, ..wanted.clone() }, Wanted { v4: false, v6: true, ..wanted.clone() });
+    let order = if wanted.v4 { [v4, v6] } else { [v6, v4] };
+    order.iter().find_map(|one| choose(one, observed).ok())
 }
 
 /// One way to find the link.
@@ -200,12 +219,14 @@ fn chosen(wanted: &Wanted<'_>, observed: &State, found: Found<'_>) -> Result<Cho
     if link.mtu == 0 {
         return Err(format!("{} has no MTU", link.name));
     }
-    let best = |family, asked: bool, named: Option<IpAddr>| match named {
+    let reaches_far = |family| ranked(observed, link, family).iter().any(|addr| !is_link_local(*addr));
+    let best = |family: Family, asked: bool, named: Option<IpAddr>| match named {
         _ if !asked => Ok(None),
         Some(addr) => Ok(Some(addr)),
         None => match ranked(observed, link, family).first() {
-            Some(addr) => Ok(Some(*addr)),
-            None => Err(format!("{} has no {family} address that can be used", link.name)),
+            // Every link has fe80::; beside a real address of the other family it is not a way to hosts.
+            Some(addr) if !is_link_local(*addr) || !reaches_far(family.other()) => Ok(Some(*addr)),
+            _ => Err(format!("{} has no {family} address that can be used", link.name)),
         },
     };
     let v4 = best(Family::V4, wanted.v4, found.v4)?;
@@ -368,6 +389,41 @@ mod tests {
             let found = in_words(super::choose(&wanted(&choice, families), &host()));
             assert_eq!(found, expected, "{links:?} {patterns:?} {families}");
         }
+    }
+
+    #[test]
+    fn one_family_carries_both_where_the_hosts_have_no_more() {
+        let only = |kept: &str| {
+            let mut state = host();
+            let is_kept = |ip: IpAddr| Family::of(ip).to_string() == kept;
+            state.routes.retain(|key, _| is_kept(key.dst.ip()));
+            state.addresses.retain(|held| is_kept(held.network.ip()) || is_link_local(held.network.ip()));
+            state
+        };
+        let (none, eth0) = (choice(&[], &[], None), choice(&["eth0"], &[], None));
+        let table = [
+            // the hosts have, --iface, the pods have, flannel's choice, else ours
+            ("IPv4", &none, "6", "default route: there is none for IPv6", "eth0 192.0.2.7"),
+            ("IPv4", &none, "46", "default route: there is none for IPv6", "eth0 192.0.2.7"),
+            ("IPv4", &eth0, "6", "--iface=eth0: eth0 has no IPv6 address that can be used", "eth0 192.0.2.7"),
+            ("IPv6", &none, "4", "default route: there is none for IPv4", "eth0 2001:db8::7"),
+            ("IPv6", &none, "46", "default route: there is none for IPv4", "eth0 2001:db8::7"),
+            (
+                "IPv6",
+                &eth0,
+                "4",
+                "--iface=eth0: eth0 has no IPv4 address that can be used",
+                "eth0 2001:db8::7",
+            ),
+        ];
+        for (hosts, choice, pods, flannels, ours) in table {
+            let (state, wanted) = (only(hosts), wanted(choice, pods));
+            assert_eq!(in_words(super::choose(&wanted, &state)), flannels, "{hosts} {pods}");
+            let crossing = super::crossing(&wanted, &state).expect("a link");
+            assert!(!crossing.serves(&wanted), "{hosts} {pods}");
+            assert_eq!(in_words(Ok(crossing)), ours, "{hosts} {pods}");
+        }
+        assert_eq!(super::crossing(&wanted(&none, "46"), &State::default()), None);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl From<&Pod> for Endpoint {
 
 impl From<&Host> for Endpoint {
     fn from(host: &Host) -> Self {
-        Self::new(host, host.v4())
+        Self::new(host, host.address())
     }
 }
 

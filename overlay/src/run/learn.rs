@@ -76,7 +76,11 @@ impl Engine {
             v6: config.v6.is_some(),
             reach: self.options.underlay.can_reach.and_then(super::reach::link_towards),
         };
-        match underlay::choose(&wanted, observed) {
+        // Not for one that had all that pods need, and lacks an address or a route for a moment.
+        let may_cross = self.underlay.as_ref().is_none_or(|kept| !kept.serves(&wanted));
+        let chosen = underlay::choose(&wanted, observed)
+            .or_else(|error| underlay::crossing(&wanted, observed).filter(|_| may_cross).ok_or(error));
+        match chosen {
             Ok(chosen) => {
                 let told = |chosen: &underlay::Chosen| {
                     let addresses = [chosen.public_v4.map(IpAddr::V4), chosen.public_v6.map(IpAddr::V6)];
