@@ -7,11 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::read::{self, Reading};
+use crate::model::read::{self, DEFAULT_NAMESPACE, Reading};
 use crate::model::{Change, NodeName, ObjectName, ObjectRef, Problem, ServiceName, SliceName};
-
-/// The namespace of an object that names none, as in kubectl.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// What is in a file.
 #[derive(Clone, Debug, Default, PartialEq)]

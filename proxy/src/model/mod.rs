@@ -31,7 +31,8 @@ use ipnetwork::IpNetwork;
 pub struct Model {
     services: BTreeMap<ServiceName, Declared>,
     slices: BTreeMap<SliceName, Slice>,
-    slices_of: BTreeMap<ServiceName, BTreeSet<SliceName>>,
+    /// In order. Mostly there is one, for which a set would make room for eleven.
+    slices_of: BTreeMap<ServiceName, Vec<SliceName>>,
     nodes: BTreeMap<NodeName, Node>,
 }
 
@@ -197,7 +198,7 @@ impl Model {
         }
         if let Some(service) = before {
             if let Some(slices) = self.slices_of.get_mut(&service) {
-                slices.remove(&name);
+                slices.retain(|known| *known != name);
                 if slices.is_empty() {
                     self.slices_of.remove(&service);
                 }
@@ -205,7 +206,9 @@ impl Model {
             touched.services.insert(service);
         }
         if let Some(service) = after {
-            self.slices_of.entry(service.clone()).or_default().insert(name);
+            let slices = self.slices_of.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+            let at = slices.partition_point(|known| *known < name);
+            slices.insert(at, name);
             touched.services.insert(service);
         }
         touched

@@ -3,6 +3,7 @@
 //! one's cluster address by naming it (CVE-2020-8554). So a cluster address comes before a load
 //! balancer's, that before an external one; then the older service, then the name, decides.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -14,7 +15,8 @@ use crate::model::{FrontendKind, Model, Service, ServiceName, family_of};
 pub struct Claims {
     /// The claims of each frontend, the one that holds it first.
     of_frontend: BTreeMap<Frontend, Vec<Claim>>,
-    of_service: BTreeMap<ServiceName, BTreeSet<Frontend>>,
+    /// What each service claims, in order. Not a set: tens of thousands of these are kept.
+    of_service: BTreeMap<ServiceName, Box<[Frontend]>>,
 }
 
 /// A service's wish for a frontend. The least claim holds the frontend.
@@ -89,12 +91,12 @@ impl Claims {
         let frontends: BTreeSet<Frontend> = wanted.iter().map(|(frontend, _)| *frontend).collect();
         let before = match frontends.is_empty() {
             true => self.of_service.remove(name),
-            false => self.of_service.insert(name.clone(), frontends.clone()),
+            false => self.of_service.insert(name.clone(), frontends.iter().copied().collect()),
         };
-        let concerned: Vec<Frontend> = before.iter().flatten().chain(&frontends).copied().collect();
-        let mut others = BTreeSet::new();
-        others.extend(concerned.iter().filter_map(|frontend| self.other(frontend, name)));
-        for frontend in before.into_iter().flatten() {
+        let before = before.unwrap_or_default();
+        let concerned: BTreeSet<Frontend> = before.iter().chain(&frontends).copied().collect();
+        let held: Vec<_> = concerned.iter().map(|frontend| self.other(frontend, name)).collect();
+        for frontend in before {
             if let Some(claims) = self.of_frontend.get_mut(&frontend) {
                 claims.retain(|claim| claim.service != *name);
                 if claims.is_empty() {
@@ -103,12 +105,18 @@ impl Claims {
             }
         }
         for (frontend, claim) in wanted {
-            let claims = self.of_frontend.entry(frontend).or_default();
-            let at = claims.partition_point(|known| *known < claim);
-            claims.insert(at, claim);
+            match self.of_frontend.entry(frontend) {
+                // Hardly ever are there two, so room for one is made.
+                Entry::Vacant(free) => drop(free.insert(vec![claim])),
+                Entry::Occupied(mut claims) => {
+                    let at = claims.get().partition_point(|known| *known < claim);
+                    claims.get_mut().insert(at, claim);
+                }
+            }
         }
-        others.extend(concerned.iter().filter_map(|frontend| self.other(frontend, name)));
-        others
+        let holds = concerned.iter().map(|frontend| self.other(frontend, name));
+        let changed = held.into_iter().zip(holds).filter(|(before, after)| before != after);
+        changed.flat_map(|(before, after)| before.into_iter().chain(after)).collect()
     }
 
     /// Who holds the frontend, if that is not `name`.

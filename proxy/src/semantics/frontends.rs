@@ -344,6 +344,8 @@ fn who_loses_a_frontend_is_planned_again() {
     let contested: Vec<_> =
         claims.contested().map(|(_, holder, without)| (holder.clone(), without.len())).collect();
     assert_eq!(contested, [(rival.clone(), 1)]);
+    let web = [ServiceName::new("shop", "web")].into();
+    assert_eq!(claims.absorb(&model, &web), web, "who goes without and changes concerns nobody else");
     let gone = Change::Remove(crate::model::ObjectName::Service(rival.clone()));
     let touched = model.apply(gone);
     assert_eq!(claims.absorb(&model, &touched.services), both);

@@ -21,7 +21,7 @@ pub use slice::slice;
 use super::{Change, ObjectRef, Problem, Protocol};
 
 /// The namespace of an object that names none, as in kubectl.
-const DEFAULT_NAMESPACE: &str = "default";
+pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// What an object means for the model.
 #[derive(Clone, Debug, Default, PartialEq)]

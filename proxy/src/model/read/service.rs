@@ -113,7 +113,7 @@ fn written_cluster_ips(spec: &v1::ServiceSpec) -> impl Iterator<Item = (String, 
 }
 
 fn cluster_ips(spec: &v1::ServiceSpec, findings: &mut Findings) -> Vec<IpAddr> {
-    let mut kept: Vec<IpAddr> = Vec::new();
+    let mut kept: Vec<IpAddr> = Vec::with_capacity(written_cluster_ips(spec).count());
     for (field, text) in written_cluster_ips(spec).filter(|(_, text)| *text != "None") {
         let Some(ip) = findings.ok(field.clone(), reachable_address(text)) else { continue };
         match kept.iter().find(|known| family_of(**known) == family_of(ip)) {
@@ -125,7 +125,8 @@ fn cluster_ips(spec: &v1::ServiceSpec, findings: &mut Findings) -> Vec<IpAddr> {
 }
 
 fn ports(spec: &v1::ServiceSpec, kind: Kind, findings: &mut Findings) -> Vec<ServicePort> {
-    let mut kept: Vec<ServicePort> = Vec::new();
+    // No more room than needed: tens of thousands of services are kept.
+    let mut kept: Vec<ServicePort> = Vec::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     for (index, written) in spec.ports.iter().flatten().enumerate() {
         let at = |field: &str| format!("spec.ports[{index}].{field}");
         let number = findings.ok(at("port"), port(written.port));

@@ -51,7 +51,8 @@ pub fn slice(object: &v1::EndpointSlice) -> Reading {
 
 /// A port without a number means "all ports", which no proxy can serve; kube-proxy leaves it out too.
 fn ports(object: &v1::EndpointSlice, findings: &mut Findings) -> Vec<SlicePort> {
-    let mut kept = Vec::new();
+    // No more room than needed: tens of thousands of slices are kept.
+    let mut kept = Vec::with_capacity(object.ports.as_ref().map_or(0, Vec::len));
     for (index, written) in object.ports.iter().flatten().enumerate() {
         let at = |field: &str| format!("ports[{index}].{field}");
         let Some(number) = written.port.filter(|number| *number != 0) else { continue };
@@ -65,7 +66,7 @@ fn ports(object: &v1::EndpointSlice, findings: &mut Findings) -> Vec<SlicePort> 
 }
 
 fn endpoints(object: &v1::EndpointSlice, family: Family, findings: &mut Findings) -> Vec<SliceEndpoint> {
-    let mut kept = Vec::new();
+    let mut kept = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
     for (index, written) in object.endpoints.iter().flatten().enumerate() {
         let field = format!("endpoints[{index}].addresses[0]");
         let Some(text) = written.addresses.first() else {
