@@ -11,6 +11,8 @@
 //! written, in a file that can be read, is gone.
 
 pub mod folder;
+#[cfg(test)]
+mod hostile;
 pub mod parse;
 pub mod source;
 #[cfg(test)]
