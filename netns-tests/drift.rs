@@ -280,3 +280,23 @@ fn other_tables_are_left_alone_and_a_quiet_host_changes_nothing() -> Result<(), 
     });
     scene.end()
 }
+
+/// What the plugin is about to make is nobody's damage: pods come and go, and nothing is healed.
+#[test]
+fn an_attachment_is_not_a_heal() -> Result<(), LabError> {
+    let weft = Path::new(env!("CARGO_BIN_EXE_weft"));
+    let lab = Lab::new("no-heal").weft(weft).hosts(["ash"]).overlay_args(NO_TIMER).up()?;
+    let ash = lab.host("ash");
+    let heals = || ash.metric("weft_overlay_heals_total{kind=\"pod\"");
+    let first = ash.new_pod()?;
+    for _ in 0..10 {
+        let second = ash.new_pod()?;
+        within(SOON, || first.reaches(&second));
+        second.remove()?;
+    }
+    within(SOON, || ash.as_planned());
+    assert_eq!(heals()?.to_bits(), 0f64.to_bits(), "{}", ash.log());
+    ash.run(format!("ip route del {}", first.ip())).ok()?;
+    within(HEALED, || heals().is_ok_and(|heals| heals > 0.5));
+    lab.down()
+}

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft_kernel::net::{Address, Change, Link, LinkKind, LinkName, LinkPatch, Neighbour, State};
+use nix::errno::Errno;
+use weft_kernel::net::{Address, Change, Failure, Link, LinkKind, LinkName, LinkPatch, Neighbour, State};
 
 use super::records::Record;
 use super::sharing;
@@ -19,6 +20,8 @@ pub struct Keeping {
     pub changes: Vec<Change>,
     /// Attachments whose addresses are in no subnet of ours: by record id, why.
     pub stranded: BTreeMap<String, String>,
+    /// The attachments whose wire lacks nothing.
+    pub whole: BTreeSet<Record>,
 }
 
 /// Compares what is recorded with what is there. A link that is gone takes its pod's end with it:
@@ -34,11 +37,38 @@ pub fn keep(site: Option<&Site>, records: &[Record], observed: &State) -> Keepin
             keeping.stranded.insert(record.id.clone(), why);
             take_down(record, observed, &mut keeping.changes);
         } else if let Some(Ok(side)) = site.map(|site| host_side(site, record)) {
+            let before = keeping.changes.len();
             heal(&side, observed, &mut keeping.changes);
+            if keeping.changes.len() == before && observed.links.contains_key(&side.link.name) {
+                keeping.whole.insert(record.clone());
+            }
         }
     }
     keeping.changes.extend(sharing::answers(site, records, observed));
     keeping
+}
+
+/// The changes that mend wires that were `whole` before: what somebody broke. The plugin writes a pod's
+/// record before its wire, and what the daemon then finds missing was on its way.
+pub fn mending(
+    keeping: &Keeping,
+    whole: &BTreeSet<Record>,
+    site: Option<&Site>,
+    observed: &State,
+) -> Vec<Change> {
+    if keeping.changes.is_empty() {
+        return Vec::new();
+    }
+    let whole: Vec<Record> = whole.iter().cloned().collect();
+    let broken = keep(site, &whole, observed).changes;
+    keeping.changes.iter().filter(|change| broken.contains(change)).cloned().collect()
+}
+
+/// The failures that matter. A link that went while a pass looked at it takes its pod's wire with it, on
+/// purpose: the plugin removes the wire before the record.
+pub fn without_departed(mut failures: Vec<Failure>) -> Vec<Failure> {
+    failures.retain(|failure| failure.source.raw_os_error() != Some(Errno::ENODEV as i32));
+    failures
 }
 
 /// The bridge that pods' wires end on, in bridge mode, with the subnets' first addresses.
@@ -175,7 +205,8 @@ mod tests {
     #[test]
     fn a_wire_that_is_whole_needs_nothing() {
         let pod = record("a", "10.42.7.9");
-        assert_eq!(keep(Some(&site()), std::slice::from_ref(&pod), &wired(&pod)), Keeping::default());
+        let keeping = keep(Some(&site()), std::slice::from_ref(&pod), &wired(&pod));
+        assert_eq!(keeping, Keeping { whole: [pod].into(), ..Keeping::default() });
     }
 
     #[test]
@@ -193,7 +224,25 @@ mod tests {
             believe::apply(&mut state, change);
         }
         assert_eq!(state, wired(&pod));
-        assert_eq!(keep(Some(&site()), &[pod], &state), Keeping::default());
+        assert_eq!(keep(Some(&site()), &[pod], &state).changes, []);
+    }
+
+    #[test]
+    fn only_a_wire_that_was_whole_is_mended() {
+        let (old, new) = (record("a", "10.42.7.9"), record("b", "10.42.7.10"));
+        let (both, mut state) = ([old.clone(), new.clone()], wired(&old));
+        // The plugin has made the new pod's link, and nothing on it.
+        let link = host_side(&site(), &new).unwrap().link;
+        state.links.insert(link.name.clone(), Link { up: false, ..link });
+        let arriving = keep(Some(&site()), &both, &state);
+        assert_eq!(arriving.whole, [old].into());
+        assert!(!arriving.changes.is_empty());
+        assert_eq!(mending(&arriving, &arriving.whole, Some(&site()), &state), []);
+        // Now somebody takes the old pod's route.
+        state.routes.clear();
+        let broken = keep(Some(&site()), &both, &state);
+        assert_eq!(mending(&broken, &arriving.whole, Some(&site()), &state).len(), 1);
+        assert_eq!(mending(&broken, &both.into(), Some(&site()), &state), broken.changes);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use weft_kernel::net::LinkName;
 use super::range::Range;
 
 /// One attachment: a network interface of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Record {
     /// The container or pod, by the runtime's own id.
     pub id: String,

@@ -126,15 +126,22 @@ impl Engine {
         (site, records)
     }
 
+    /// Pods' wires and the bridge. `drifted`: nothing else has changed, so what is missing was taken away.
     pub(super) async fn keep_pods(
         &mut self,
         site: Option<&Site>,
         records: &[Record],
+        drifted: bool,
     ) -> Result<(Keeping, Vec<Failure>), PassError> {
         let observed = self.kernel.observe(false).await?;
         let mut keeping = keep::keep(site, records, &observed);
+        let recorded: BTreeSet<&Record> = records.iter().collect();
+        self.whole_pods.retain(|pod| recorded.contains(pod));
+        let mut mending = keep::mending(&keeping, &self.whole_pods, site, &observed);
+        self.whole_pods.append(&mut keeping.whole);
         if let Some(site) = site {
             let mut bridge = keep::bridge(site, &observed);
+            mending.extend(bridge.iter().cloned());
             bridge.append(&mut keeping.changes);
             keeping.changes = bridge;
         }
@@ -147,8 +154,13 @@ impl Engine {
         for change in &keeping.changes {
             info!(%change, "pod's wire");
         }
+        drop(observed);
         let failures = self.kernel.apply(&keeping.changes).await;
-        Ok((keeping, failures))
+        if drifted {
+            mending.retain(|change| !failures.iter().any(|failure| failure.change == *change));
+            self.numbers.healed_pods(mending.len());
+        }
+        Ok((keeping, keep::without_departed(failures)))
     }
 
     /// The nftables table and, beside it, our accept rules in others' FORWARD chains.

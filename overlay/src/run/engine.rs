@@ -23,7 +23,7 @@ use super::kernel::Kernel;
 use super::numbers::Numbers;
 use super::status::Told;
 use crate::admin::{self, AdminError};
-use crate::attach::records::Records;
+use crate::attach::records::{Record, Records};
 use crate::config::NetworkConfig;
 use crate::key::Prefix;
 use crate::lease::{Intent, LeaseState};
@@ -80,6 +80,8 @@ pub(super) struct Engine {
     pub(super) forwarding: Forwarding,
     pub(super) settings: Settings,
     pub(super) records: Records,
+    /// The pods whose wires were seen whole.
+    pub(super) whole_pods: BTreeSet<Record>,
     pub(super) files: Files,
     /// The last pass, for whoever asks.
     pub(super) told: watch::Sender<Option<Arc<Told>>>,
@@ -220,11 +222,8 @@ impl Engine {
         let drifted = self.plans.borrow().as_deref().is_some_and(|last| last.kernel == desired.kernel);
 
         let (site, records) = self.offer(&model, &desired, &lease);
-        let keeping = self.keep_pods(site.as_ref(), &records).await?;
+        let keeping = self.keep_pods(site.as_ref(), &records, drifted).await?;
         done.changes(keeping.0.changes.len(), &keeping.1);
-        if drifted {
-            self.numbers.healed_pods(keeping.0.changes.len());
-        }
         let observed = self.kernel.observe(false).await?;
         let filter = self.make_filter(&model, &desired, &observed, &records, site.as_ref());
         self.look_cost = start.elapsed();

@@ -197,6 +197,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         forwarding: Forwarding::new(&trigger),
         settings: Settings::new(&state_dir),
         records: Records::new(&state_dir),
+        whole_pods: BTreeSet::new(),
         files: Files::new(&options),
         told,
         plans,
