@@ -11,10 +11,10 @@
 
 use weft_kernel::nft::{
     Base, Chain, ChainKind, ChainName, CmpOp, CtKey, Expr, Hook, Key, MetaKey, Part, Policy, Reg, Reject,
-    Rule, Selector, SetName, Table, merge_networks,
+    Rule, Selector, SetName, Table, Value, Verdict, merge_networks,
 };
 
-use super::layout::{Map, address_slots, destination, digit, source, table};
+use super::layout::{DROP, Map, NOWHERE, REJECT, address_slots, destination, digit, number, source, table};
 use super::leaf::{MASQUERADE_MARK, Shape};
 use super::pods::Pods;
 use crate::host::Host;
@@ -79,6 +79,15 @@ impl Frame {
             for map in Map::FIXED {
                 let place = map.of(family);
                 table.sets.insert(place.name(), place.spec().with(self.fixed(map, family)));
+                let ends: &[(u32, Verdict)] = match map {
+                    Map::Ways => &[(NOWHERE, Verdict::Return)],
+                    Map::Ends => &[(REJECT, Verdict::Goto(reject())), (DROP, Verdict::Drop)],
+                    _ => &[],
+                };
+                if let Some(set) = table.sets.get_mut(&place.name()) {
+                    let ends = ends.iter().cloned();
+                    set.elements.extend(ends.map(|(end, what)| (number(end).into(), Value::Verdict(what))));
+                }
             }
             table.chains.insert(of("guard", family), plain(vec![guard(family)]));
             table.chains.insert(of("services", family), plain(self.services(family)));
@@ -157,15 +166,16 @@ impl Frame {
     }
 
     fn services(&self, family: Family) -> Vec<Rule> {
-        let mut rules = vec![by_frontend(Rule::new(), Shape::Address, Map::Addresses, family)];
-        let ports = |rule| by_frontend(rule, Shape::Port, Map::Ports, family);
+        let mut rules = vec![by_frontend(Rule::new(), Shape::Address, Map::Addresses, Map::Ways, family)];
+        let ports = |rule| by_frontend(rule, Shape::Port, Map::Ports, Map::Ways, family);
         rules.extend(self.to_node_ports(family).into_iter().map(ports));
         rules
     }
 
     fn refuse(&self, family: Family) -> Vec<Rule> {
-        let mut rules = vec![by_frontend(Rule::new(), Shape::Address, Map::RefusedAddresses, family)];
-        let ports = |rule| by_frontend(rule, Shape::Port, Map::RefusedPorts, family);
+        let mut rules =
+            vec![by_frontend(Rule::new(), Shape::Address, Map::RefusedAddresses, Map::Ends, family)];
+        let ports = |rule| by_frontend(rule, Shape::Port, Map::RefusedPorts, Map::Ends, family);
         rules.extend(self.to_node_ports(family).into_iter().map(ports));
         if self.strict.is_some() {
             let to = |map: Map| Rule::new().in_set([destination(family)], &map.of(family).name());
@@ -198,8 +208,15 @@ fn frontend(rule: Rule, shape: Shape, family: Family, first: u32) -> Rule {
     rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1))
 }
 
-fn by_frontend(rule: Rule, shape: Shape, map: Map, family: Family) -> Rule {
-    frontend(rule, shape, family, 0).then(Expr::VerdictMap { map: map.of(family).name(), key: reg(0) })
+/// By frontend to a number, and by that to a verdict. Debian's `nft` cannot list a lookup
+/// whose key is what another one found, so the number goes over the packet's priority: routing gives
+/// a forwarded packet a new one, and the first packet of a local connection leaves with none.
+fn by_frontend(rule: Rule, shape: Shape, map: Map, then: Map, family: Family) -> Rule {
+    frontend(rule, shape, family, 0)
+        .then(Expr::MapLookup { map: map.of(family).name(), key: reg(0), to: reg(0) })
+        .then(Expr::SetMeta { key: MetaKey::Priority, from: reg(0) })
+        .load(Selector::Priority, reg(0))
+        .then(Expr::VerdictMap { map: then.of(family).name(), key: reg(0) })
 }
 
 fn guard(family: Family) -> Rule {

@@ -93,6 +93,14 @@ impl Way {
         }
     }
 
+    /// The family of its packets.
+    pub(super) fn family(&self) -> Family {
+        match self {
+            Self::Leaf(leaf) => leaf.family,
+            Self::Split { family, .. } => *family,
+        }
+    }
+
     /// The dynamic map that its rules look into.
     pub(super) fn sticky(&self) -> Option<Place> {
         match self {
@@ -228,12 +236,10 @@ impl Leaf {
             Shape::Port => Map::PortEndpoints,
         };
         let rule = rule.then(with_result_in(slot, behind));
-        self.translate(self.look(rule, map, 0))
+        self.translate(without_priority(self.look(rule, map, 0)))
     }
 
-    /// Debian's `nft` cannot list a lookup whose key holds what another one found, so the way from one
-    /// to the next goes over the packet's priority: routing gives a forwarded packet a new one, and
-    /// the first packet of a local connection leaves with none.
+    /// The way from one lookup to the next goes over the packet's priority ([`super::frame`]).
     ///
     /// Register 0 has the id, 1 a slot or an endpoint's number; 2 has the id again with the client's
     /// address behind it.
@@ -262,9 +268,7 @@ impl Leaf {
                 timeout: None,
             });
         }
-        let none = Expr::Immediate { to: reg(0), value: vec![0; 4] };
-        let rule = rule.then(none).then(Expr::SetMeta { key: MetaKey::Priority, from: reg(0) });
-        self.translate(rule)
+        self.translate(without_priority(rule))
     }
 
     /// To the endpoint that the client had, if the set still has it.
@@ -294,6 +298,11 @@ fn with_result_in(expr: Expr, slot: u32) -> Expr {
         Expr::Immediate { value, .. } => Expr::Immediate { to, value },
         other => other,
     }
+}
+
+fn without_priority(rule: Rule) -> Rule {
+    rule.then(Expr::Immediate { to: reg(0), value: vec![0; 4] })
+        .then(Expr::SetMeta { key: MetaKey::Priority, from: reg(0) })
 }
 
 fn set_priority(rule: Rule) -> Rule {

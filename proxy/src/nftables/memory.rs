@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use weft_kernel::nft::{Elements, Key, Table};
+use weft_kernel::nft::{Elements, Key, Table, Value, Verdict};
 
 use super::layout::{
     Map, Place, first_slot, frontend, frontend_slot, live, number, read_endpoint, read_number,
 };
-use super::leaf::Pick;
+use super::leaf::{Pick, Way};
 use super::parts::{Seats, pick};
 use crate::model::Policy;
 use crate::plan::{Frontend, PortPlan};
@@ -35,6 +35,14 @@ impl<'a> Memory<'a> {
             };
             read_number(self.elements(map.of(port.family))?.get(&frontend(at))?)
         })
+    }
+
+    /// The number of a way.
+    pub(super) fn way(&self, way: &Way) -> Option<u32> {
+        let goto = Value::Verdict(Verdict::Goto(way.name()));
+        let elements = self.elements(Map::Ways.of(way.family()))?;
+        let (key, _) = elements.iter().find(|(_, verdict)| **verdict == goto)?;
+        read_number(&Value::Bytes(key.first().to_vec()))
     }
 
     /// Who was where.

@@ -5,7 +5,8 @@
 //! many there are. Everything that belongs to a service is elements of maps:
 //!
 //! ```text
-//! addresses4        10.96.0.1 . tcp . 443        : goto to4.address-3
+//! addresses4         10.96.0.1 . tcp . 443        : 0x1f
+//! ways4              0x1f                         : goto to4.address-3
 //! address-endpoints4 10.96.0.1 . tcp . 443 . 0..2 : 10.42.7.9 . 8443
 //! chain to4.address-3 {
 //!     dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @address-endpoints4

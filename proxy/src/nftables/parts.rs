@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use weft_kernel::nft::{Elements, Key, Part, Value, Verdict, merge_networks};
+use weft_kernel::nft::{Elements, Key, Part, Value, merge_networks};
 
 use super::layout::{
-    Map, Place, endpoint, first_hashed, first_slot, frontend, frontend_slot, live, number, number_value,
+    DROP, Map, NOWHERE, Place, REJECT, endpoint, first_hashed, first_slot, frontend, frontend_slot, live,
+    number, number_value,
 };
 use super::leaf::{Leaf, Pick, Shape, Way};
-use super::{frame, slots};
+use super::slots;
 use crate::model::{Balance, Policy, PortName, family_of};
 use crate::plan::{self, Frontend, Path, PortPlan, ServicePlan, Treatment};
 
@@ -17,7 +18,14 @@ use crate::plan::{self, Frontend, Path, PortPlan, ServicePlan, Treatment};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Parts {
     pub(super) elements: BTreeMap<Place, Elements>,
+    /// The chains; only the first of the frontend's way has a number.
     pub(super) ways: BTreeSet<Way>,
+}
+
+/// The numbers of ways, given out as they are asked for.
+pub(super) trait Numbers {
+    /// The number of a way.
+    fn number(&mut self, way: &Way) -> u32;
 }
 
 /// Where the endpoints of a service port are, which must not change without need.
@@ -69,11 +77,15 @@ pub(super) fn pick(port: &PortPlan) -> Pick {
 
 impl Parts {
     /// What a service needs, with the seats and ids of its ports.
-    pub(super) fn of<'a>(plan: &ServicePlan, port: impl Fn(&PortPlan) -> (&'a Seats, u32)) -> Self {
+    pub(super) fn of<'a>(
+        plan: &ServicePlan,
+        ways: &mut impl Numbers,
+        port: impl Fn(&PortPlan) -> (&'a Seats, u32),
+    ) -> Self {
         let mut parts = Self::default();
         for wanted in &plan.ports {
             let (seats, id) = port(wanted);
-            parts.port(wanted, seats, id);
+            parts.port(wanted, ways, seats, id);
         }
         let single = |ip: IpAddr| Key::from(Part::from(ip));
         for ip in &plan.cluster_ips {
@@ -89,10 +101,10 @@ impl Parts {
         self.elements.entry(place).or_default().insert(key, value);
     }
 
-    fn port(&mut self, port: &PortPlan, seats: &Seats, id: u32) {
+    fn port(&mut self, port: &PortPlan, ways: &mut impl Numbers, seats: &Seats, id: u32) {
         let pick = pick(port);
         for (at, treatment) in &port.frontends {
-            self.frontend(port, seats, at, treatment, pick);
+            self.frontend(port, ways, seats, at, treatment);
             if pick != Pick::Any && leads_anywhere(treatment) {
                 let map = if shape(at) == Shape::Address { Map::AddressIds } else { Map::PortIds };
                 self.add(map.of(port.family), frontend(at), number_value(id));
@@ -109,10 +121,16 @@ impl Parts {
         }
     }
 
-    fn frontend(&mut self, port: &PortPlan, seats: &Seats, at: &Frontend, treatment: &Treatment, pick: Pick) {
-        let family = port.family;
-        let shape = shape(at);
-        let (ways, endpoints, refused) = match shape {
+    fn frontend(
+        &mut self,
+        port: &PortPlan,
+        ways: &mut impl Numbers,
+        seats: &Seats,
+        at: &Frontend,
+        treatment: &Treatment,
+    ) {
+        let (family, shape, pick) = (port.family, shape(at), pick(port));
+        let (led, endpoints, refused) = match shape {
             Shape::Address => (Map::Addresses, Map::AddressEndpoints, Map::RefusedAddresses),
             Shape::Port => (Map::Ports, Map::PortEndpoints, Map::RefusedPorts),
         };
@@ -130,17 +148,17 @@ impl Parts {
             _ => Some(Way::Split { family, pods, host, others }),
         };
         if let Some(way) = &way {
-            self.add(ways.of(family), frontend(at), Value::Verdict(Verdict::Goto(way.name())));
+            self.add(led.of(family), frontend(at), number_value(ways.number(way)));
             self.ways.extend(way.needs().into_iter().map(Way::Leaf));
             self.ways.insert(way.clone());
         }
         // Taken by nobody, a packet to an address must not go on to a node port of the same number.
         let nowhere = way.is_none() && shape == Shape::Address;
         if nowhere {
-            self.add(ways.of(family), frontend(at), Value::Verdict(Verdict::Return));
+            self.add(led.of(family), frontend(at), number_value(NOWHERE));
         }
-        if let Some(verdict) = refusal(treatment) {
-            self.add(refused.of(family), frontend(at), Value::Verdict(verdict));
+        if let Some(end) = refusal(treatment) {
+            self.add(refused.of(family), frontend(at), number_value(end));
         }
         if pick == Pick::Any {
             for set in [Policy::Cluster, Policy::Local].into_iter().filter(|set| treatment.leads_to(*set)) {
@@ -200,12 +218,12 @@ fn leads_anywhere(treatment: &Treatment) -> bool {
 
 /// What becomes of whom no path leads to an endpoint. Paths that lead to none all do the same: they
 /// reject if there is no endpoint anywhere, or else drop.
-fn refusal(treatment: &Treatment) -> Option<Verdict> {
+fn refusal(treatment: &Treatment) -> Option<u32> {
     let paths = [treatment.pods, treatment.host, treatment.others];
     if paths.contains(&Path::Reject) {
-        Some(Verdict::Goto(frame::reject()))
+        Some(REJECT)
     } else if paths.contains(&Path::Drop) {
-        Some(Verdict::Drop)
+        Some(DROP)
     } else {
         None
     }

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use weft_kernel::nft::{Chain, Elements, Key, Set, Step, Table, Transaction, Value};
+use weft_kernel::nft::{Chain, Elements, Key, Set, Step, Table, Transaction, Value, Verdict};
 
 use super::frame::Frame;
-use super::layout::{Place, table};
+use super::layout::{FIRST_WAY, Map, NOWHERE, Place, number, table};
 use super::leaf::{Pick, Way};
 use super::memory::Memory;
-use super::parts::{Parts, Seats, pick, wished_id};
-use super::slots::free_number;
+use super::parts::{Numbers, Parts, Seats, pick, wished_id};
+use super::slots::{self, free_number};
 use crate::host::Host;
 use crate::model::{Family, PortName, ServiceName};
 use crate::plan::{PortPlan, ServicePlan};
@@ -30,9 +30,43 @@ pub struct Program {
     ids: BTreeSet<(Family, u32)>,
     /// How many services need an element of a map that they share.
     shared: HashMap<(Place, Key), usize>,
-    /// How many services need a chain. One that nobody needs stays until [`Program::collect`]:
-    /// packets on their way may still read an element that leads to it.
-    ways: BTreeMap<Way, usize>,
+    /// The chains there are. One that nobody needs stays until [`Program::collect`]: packets on their
+    /// way may still read an element that leads to it.
+    ways: Ways,
+}
+
+/// The chains there are, with their numbers.
+#[derive(Clone, Debug, Default)]
+struct Ways {
+    /// How many services need a chain.
+    users: BTreeMap<Way, usize>,
+    /// By which number frontends name it; none for a chain that only others lead to.
+    numbers: BTreeMap<Way, u32>,
+    taken: BTreeSet<(Family, u32)>,
+}
+
+/// Gives out numbers; those that an earlier run gave out again.
+struct Numbering<'a> {
+    ways: &'a mut Ways,
+    memory: &'a Memory<'a>,
+    new: Vec<Way>,
+}
+
+impl Numbers for Numbering<'_> {
+    fn number(&mut self, way: &Way) -> u32 {
+        if let Some(number) = self.ways.numbers.get(way) {
+            return *number;
+        }
+        let family = way.family();
+        let taken = |number: u32| number < FIRST_WAY || self.ways.taken.contains(&(family, number));
+        let remembered = self.memory.way(way).filter(|number| !taken(*number));
+        let number =
+            remembered.unwrap_or_else(|| free_number(slots::hash(way.name().as_str().as_bytes()), taken));
+        self.ways.taken.insert((family, number));
+        self.ways.numbers.insert(way.clone(), number);
+        self.new.push(way.clone());
+        number
+    }
 }
 
 /// What one service has.
@@ -59,7 +93,7 @@ impl Program {
             services: BTreeMap::new(),
             ids: BTreeSet::new(),
             shared: HashMap::new(),
-            ways: BTreeMap::new(),
+            ways: Ways::default(),
         }
     }
 
@@ -89,28 +123,46 @@ impl Program {
         for (name, plan) in plans {
             self.absorb(name, plan, &Memory::default(), &mut pending);
         }
-        pending.transaction(&self.frame, &self.ways)
+        pending.transaction(&self.frame, &self.ways.users)
     }
 
     /// The chains, and maps of clients that stick, that no service needs any more.
     pub fn collect(&mut self) -> Transaction {
+        let users = &mut self.ways.users;
         let unused: Vec<Way> =
-            self.ways.iter().filter(|(_, users)| **users == 0).map(|(way, _)| way.clone()).collect();
-        self.ways.retain(|_, users| *users > 0);
-        let used: BTreeSet<Place> = self.ways.keys().filter_map(Way::sticky).collect();
+            users.iter().filter(|(_, users)| **users == 0).map(|(way, _)| way.clone()).collect();
+        users.retain(|_, users| *users > 0);
+        let used: BTreeSet<Place> = users.keys().filter_map(Way::sticky).collect();
         let key = table();
+        let mut numbered: BTreeMap<Place, Elements> = BTreeMap::new();
+        for way in &unused {
+            if let Some(number) = self.ways.numbers.remove(way) {
+                self.ways.taken.remove(&(way.family(), number));
+                let (place, key, value) = numbering(way, number);
+                numbered.entry(place).or_default().insert(key, value);
+            }
+        }
+        let mut tx = Transaction::new();
+        for (place, elements) in numbered {
+            tx = tx.delete_elements(&key, &place.name(), &place.spec(), elements);
+        }
         // Emptied first, because one may lead to another.
         let flush = unused.iter().map(|way| Step::FlushChain(key.clone(), way.name()));
         let delete = unused.iter().map(|way| Step::DeleteChain(key.clone(), way.name()));
         let sticky: BTreeSet<Place> = unused.iter().filter_map(Way::sticky).collect();
         let forget = sticky.difference(&used).map(|place| Step::DeleteSet(key.clone(), place.name()));
-        flush.chain(delete).chain(forget).fold(Transaction::new(), Transaction::then)
+        flush.chain(delete).chain(forget).fold(tx, Transaction::then)
     }
 
     /// The whole table.
     pub fn table(&self) -> Table {
         let mut table = self.frame.table();
-        for (way, chain) in self.ways.keys().map(|way| (way, way.chain(&self.frame.pods))) {
+        for (way, number) in &self.ways.numbers {
+            let (place, key, value) = numbering(way, *number);
+            let set = table.sets.entry(place.name()).or_insert_with(|| place.spec().with([]));
+            set.elements.insert(key, value);
+        }
+        for (way, chain) in self.ways.users.keys().map(|way| (way, way.chain(&self.frame.pods))) {
             table.chains.insert(way.name(), chain);
             if let Some(place) = way.sticky() {
                 table.sets.entry(place.name()).or_insert_with(|| place.spec().with([]));
@@ -148,10 +200,16 @@ impl Program {
             after.seats.insert(key, seats);
         }
         let none = Seats::default();
-        after.parts = Parts::of(plan, |port: &PortPlan| {
+        let mut ways = Numbering { ways: &mut self.ways, memory, new: Vec::new() };
+        after.parts = Parts::of(plan, &mut ways, |port: &PortPlan| {
             let key = (port.name.clone(), port.family);
             (after.seats.get(&key).unwrap_or(&none), after.ids.get(&key).copied().unwrap_or(0))
         });
+        for way in ways.new {
+            let number = self.ways.numbers.get(&way).copied().unwrap_or(NOWHERE);
+            let (place, key, value) = numbering(&way, number);
+            pending.add.entry(place).or_default().insert(key, value);
+        }
         self.change(&before.parts, &after.parts, pending);
         if after != Held::default() {
             self.services.insert(name.clone(), after);
@@ -160,14 +218,14 @@ impl Program {
 
     fn change(&mut self, before: &Parts, after: &Parts, pending: &mut Pending) {
         for way in after.ways.difference(&before.ways) {
-            let users = self.ways.entry(way.clone()).or_insert_with(|| {
+            let users = self.ways.users.entry(way.clone()).or_insert_with(|| {
                 pending.new_ways.push(way.clone());
                 0
             });
             *users += 1;
         }
         for way in before.ways.difference(&after.ways) {
-            if let Some(users) = self.ways.get_mut(way) {
+            if let Some(users) = self.ways.users.get_mut(way) {
                 *users = users.saturating_sub(1);
             }
         }
@@ -220,6 +278,12 @@ impl Program {
             }
         }
     }
+}
+
+/// The element that leads from a way's number to its chain.
+fn numbering(way: &Way, its_number: u32) -> (Place, Key, Value) {
+    let verdict = Value::Verdict(Verdict::Goto(way.name()));
+    (Map::Ways.of(way.family()), number(its_number).into(), verdict)
 }
 
 impl Pending {
