@@ -73,7 +73,7 @@ fn element_at(batch: &[u8], index: usize, offset: usize) -> Option<Key> {
                 Some(end) => end.attrs().need(1).ok()?.value.to_vec(),
                 None => key.clone(),
             };
-            return Some(Key { from: key, to });
+            return Some(Key::new(key, to));
         }
     }
     None

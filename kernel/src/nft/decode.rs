@@ -91,7 +91,7 @@ pub(super) fn element_counters(attrs: Attrs<'_>) -> Result<Vec<(Key, u64, u64)>,
         let from = bytes(key)?;
         let to = item.find(10)?.map(bytes).transpose()?.unwrap_or_else(|| from.clone());
         if let Some((packets, octets)) = counter(expr.attrs())? {
-            counters.push((Key { from, to }, packets, octets));
+            counters.push((Key::new(from, to), packets, octets));
         }
     }
     Ok(counters)
@@ -185,7 +185,7 @@ impl RawElements {
         if !spec.is_tree() {
             let whole = |raw: RawElement| {
                 let to = raw.end.unwrap_or_else(|| raw.key.clone());
-                (Key { from: raw.key, to }, raw.value)
+                (Key::new(raw.key, to), raw.value)
             };
             return self.0.into_iter().map(whole).collect();
         }
@@ -195,7 +195,7 @@ impl RawElements {
         let mut elements = Elements::new();
         let mut open: Option<RawElement> = None;
         let close = |elements: &mut Elements, start: RawElement, to: Vec<u8>| {
-            elements.insert(Key { from: start.key, to }, start.value);
+            elements.insert(Key::new(start.key, to), start.value);
         };
         for next in raw {
             if let Some(start) = open.take() {

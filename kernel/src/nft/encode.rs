@@ -320,9 +320,9 @@ pub(super) const ELEM_INTERVAL_END: u32 = 1;
 
 fn element(w: &mut Writer, spec: &SetSpec, key: &Key, value: &Value) {
     w.nest(1, |w| {
-        w.nest(1, |w| w.bytes(1, &key.from));
+        w.nest(1, |w| w.bytes(1, key.first()));
         if spec.interval && !spec.is_tree() {
-            w.nest(10, |w| w.bytes(1, &key.to));
+            w.nest(10, |w| w.bytes(1, key.last()));
         }
         match value {
             Value::None => {}
@@ -332,7 +332,7 @@ fn element(w: &mut Writer, spec: &SetSpec, key: &Key, value: &Value) {
     });
     // In a tree a range ends with an element of its own, the first key behind it; a range to the
     // very last key has no end.
-    if let Some(behind) = spec.is_tree().then(|| successor(&key.to)).flatten() {
+    if let Some(behind) = spec.is_tree().then(|| successor(key.last())).flatten() {
         w.nest(1, |w| {
             w.be32(3, ELEM_INTERVAL_END);
             w.nest(1, |w| w.bytes(1, &behind));

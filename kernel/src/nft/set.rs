@@ -308,21 +308,28 @@ impl From<&LinkName> for Part {
 /// An element's key: from here to there, both ends in it, fields padded and joined.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    pub(super) from: Vec<u8>,
-    pub(super) to: Vec<u8>,
+    from: Box<[u8]>,
+    /// `None` if it is no range: most are none, and there are hundreds of thousands.
+    to: Option<Box<[u8]>>,
 }
 
 impl Key {
+    /// A key from its two ends.
+    pub(super) fn new(from: Vec<u8>, to: Vec<u8>) -> Self {
+        let to = (to != from).then(|| to.into());
+        Self { from: from.into(), to }
+    }
+
     /// A key of several fields.
     pub fn concat<const N: usize>(parts: [Part; N]) -> Self {
-        let mut key = Self { from: Vec::new(), to: Vec::new() };
+        let (mut from, mut to) = (Vec::new(), Vec::new());
         for part in parts {
-            for (joined, field) in [(&mut key.from, part.from), (&mut key.to, part.to)] {
+            for (joined, field) in [(&mut from, part.from), (&mut to, part.to)] {
                 joined.extend(field);
                 joined.resize(joined.len().next_multiple_of(4), 0);
             }
         }
-        key
+        Self::new(from, to)
     }
 
     /// The first key of the range, fields padded to four bytes if there are several.
@@ -332,7 +339,7 @@ impl Key {
 
     /// The last key of the range; equal to the first if it is no range.
     pub fn last(&self) -> &[u8] {
-        &self.to
+        self.to.as_deref().unwrap_or(&self.from)
     }
 }
 
@@ -340,7 +347,7 @@ impl Key {
 impl<T: Into<Part>> From<T> for Key {
     fn from(part: T) -> Self {
         let part = part.into();
-        Self { from: part.from, to: part.to }
+        Self::new(part.from, part.to)
     }
 }
 
@@ -357,9 +364,9 @@ impl fmt::Display for Key {
         };
         f.write_str("0x")?;
         hex(f, &self.from)?;
-        if self.to != self.from {
+        if let Some(to) = &self.to {
             f.write_str("-0x")?;
-            hex(f, &self.to)?;
+            hex(f, to)?;
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! What one service needs of the table: elements, and the chains that they lead to. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use weft_kernel::nft::{Elements, Key, Part, Value, merge_networks};
+use weft_kernel::nft::{Key, Part, Value, merge_networks};
 
 use super::layout::{
     DROP, Map, NOWHERE, Place, REJECT, endpoint, first_hashed, first_slot, frontend, frontend_slot, live,
@@ -14,12 +14,36 @@ use super::slots;
 use crate::model::{Balance, Policy, PortName, family_of};
 use crate::plan::{self, Frontend, Path, PortPlan, ServicePlan, Treatment};
 
-/// What a service needs.
+/// What a service needs. Sorted lists and not maps: there are tens of thousands of services with a
+/// handful of each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Parts {
-    pub(super) elements: BTreeMap<Place, Elements>,
-    /// The chains; only the first of the frontend's way has a number.
-    pub(super) ways: BTreeSet<Way>,
+    /// Each place's key once.
+    pub(super) elements: Box<[Element]>,
+    /// The chains, each once. Those that frontends lead to have numbers.
+    pub(super) ways: Box<[Way]>,
+}
+
+/// An element of a set or map.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Element {
+    pub(super) place: Place,
+    pub(super) key: Key,
+    pub(super) value: Value,
+}
+
+impl Element {
+    /// What it is found by.
+    pub(super) fn at(&self) -> (Place, &Key) {
+        (self.place, &self.key)
+    }
+}
+
+/// Parts that are being put together.
+#[derive(Debug, Default)]
+struct Draft {
+    elements: Vec<Element>,
+    ways: Vec<Way>,
 }
 
 /// The numbers of ways, given out as they are asked for.
@@ -82,23 +106,34 @@ impl Parts {
         ways: &mut impl Numbers,
         port: impl Fn(&PortPlan) -> (&'a Seats, u32),
     ) -> Self {
-        let mut parts = Self::default();
+        let mut draft = Draft::default();
         for wanted in &plan.ports {
             let (seats, id) = port(wanted);
-            parts.port(wanted, ways, seats, id);
+            draft.port(wanted, ways, seats, id);
         }
         let single = |ip: IpAddr| Key::from(Part::from(ip));
         for ip in &plan.cluster_ips {
-            parts.add(Map::ClusterIps.of(family_of(*ip)), single(*ip), Value::None);
+            draft.add(Map::ClusterIps.of(family_of(*ip)), single(*ip), Value::None);
         }
         for ip in &plan.spared_ips {
-            parts.add(Map::Spared.of(family_of(*ip)), single(*ip), Value::None);
+            draft.add(Map::Spared.of(family_of(*ip)), single(*ip), Value::None);
         }
-        parts
+        draft.finish()
+    }
+}
+
+impl Draft {
+    fn finish(self) -> Parts {
+        let Self { mut elements, mut ways } = self;
+        elements.sort_by(|a, b| a.at().cmp(&b.at()));
+        elements.dedup_by(|a, b| a.at() == b.at());
+        ways.sort();
+        ways.dedup();
+        Parts { elements: elements.into(), ways: ways.into() }
     }
 
     fn add(&mut self, place: Place, key: Key, value: Value) {
-        self.elements.entry(place).or_default().insert(key, value);
+        self.elements.push(Element { place, key, value });
     }
 
     fn port(&mut self, port: &PortPlan, ways: &mut impl Numbers, seats: &Seats, id: u32) {
@@ -150,7 +185,7 @@ impl Parts {
         if let Some(way) = &way {
             self.add(led.of(family), frontend(at), number_value(ways.number(way)));
             self.ways.extend(way.needs().into_iter().map(Way::Leaf));
-            self.ways.insert(way.clone());
+            self.ways.push(way.clone());
         }
         // Taken by nobody, a packet to an address must not go on to a node port of the same number.
         let nowhere = way.is_none() && shape == Shape::Address;

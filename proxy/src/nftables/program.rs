@@ -8,14 +8,11 @@ use super::frame::Frame;
 use super::layout::{FIRST_WAY, Map, NOWHERE, Place, number, table};
 use super::leaf::{Pick, Way};
 use super::memory::Memory;
-use super::parts::{Numbers, Parts, Seats, pick, wished_id};
+use super::parts::{Element, Numbers, Parts, Seats, pick, wished_id};
 use super::slots::{self, free_number};
 use crate::host::Host;
 use crate::model::{Family, PortName, ServiceName};
 use crate::plan::{PortPlan, ServicePlan};
-
-/// Which service port in which family.
-type PortKey = (PortName, Family);
 
 /// Everything that the table should hold.
 ///
@@ -73,8 +70,23 @@ impl Numbers for Numbering<'_> {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Held {
     parts: Parts,
-    seats: BTreeMap<PortKey, Seats>,
-    ids: BTreeMap<PortKey, u32>,
+    ports: Box<[HeldPort]>,
+}
+
+/// What must not change without need.
+#[derive(Clone, Debug, PartialEq)]
+struct HeldPort {
+    name: PortName,
+    family: Family,
+    seats: Seats,
+    /// Only where endpoints are picked by it.
+    id: Option<u32>,
+}
+
+impl Held {
+    fn port(&self, port: &PortPlan) -> Option<&HeldPort> {
+        self.ports.iter().find(|held| held.family == port.family && held.name == port.name)
+    }
 }
 
 /// What goes and what comes, over all services of a change.
@@ -168,42 +180,49 @@ impl Program {
                 table.sets.entry(place.name()).or_insert_with(|| place.spec().with([]));
             }
         }
+        let mut elements: BTreeMap<Place, Elements> = BTreeMap::new();
         for held in self.services.values() {
-            for (place, elements) in &held.parts.elements {
-                let set = table.sets.entry(place.name());
-                let Set { elements: all, .. } = set.or_insert_with(|| place.spec().with([]));
-                all.extend(elements.iter().map(|(key, value)| (key.clone(), value.clone())));
+            for Element { place, key, value } in &held.parts.elements {
+                let all = elements.entry(*place).or_default();
+                all.insert(key.clone(), value.clone());
             }
+        }
+        for (place, all) in elements {
+            let set = table.sets.entry(place.name());
+            let Set { elements: fixed, .. } = set.or_insert_with(|| place.spec().with([]));
+            fixed.extend(all);
         }
         table
     }
 
     fn absorb(&mut self, name: &ServiceName, plan: &ServicePlan, memory: &Memory, pending: &mut Pending) {
         let before = self.services.remove(name).unwrap_or_default();
-        for (key, id) in &before.ids {
-            self.ids.remove(&(key.1, *id));
+        for held in &before.ports {
+            if let Some(id) = held.id {
+                self.ids.remove(&(held.family, id));
+            }
         }
-        let mut after = Held::default();
-        for port in &plan.ports {
-            let key: PortKey = (port.name.clone(), port.family);
-            let seats = match before.seats.get(&key) {
-                Some(seats) => seats.next(port),
+        let ports = plan.ports.iter().map(|port| {
+            let held = before.port(port);
+            let seats = match held {
+                Some(held) => held.seats.next(port),
                 None => memory.seats(port).next(port),
             };
-            if pick(port) != Pick::Any {
-                let wish = before.ids.get(&key).copied().or_else(|| memory.id(port));
+            let id = (pick(port) != Pick::Any).then(|| {
+                let wish = held.and_then(|held| held.id).or_else(|| memory.id(port));
                 let wish = wish.unwrap_or_else(|| wished_id(&port.name));
                 let id = free_number(wish, |id| self.ids.contains(&(port.family, id)));
                 self.ids.insert((port.family, id));
-                after.ids.insert(key.clone(), id);
-            }
-            after.seats.insert(key, seats);
-        }
+                id
+            });
+            HeldPort { name: port.name.clone(), family: port.family, seats, id }
+        });
+        let mut after = Held { ports: ports.collect(), parts: Parts::default() };
         let none = Seats::default();
         let mut ways = Numbering { ways: &mut self.ways, memory, new: Vec::new() };
         after.parts = Parts::of(plan, &mut ways, |port: &PortPlan| {
-            let key = (port.name.clone(), port.family);
-            (after.seats.get(&key).unwrap_or(&none), after.ids.get(&key).copied().unwrap_or(0))
+            let held = after.port(port);
+            (held.map_or(&none, |held| &held.seats), held.and_then(|held| held.id).unwrap_or(0))
         });
         for way in ways.new {
             let number = self.ways.numbers.get(&way).copied().unwrap_or(NOWHERE);
@@ -217,36 +236,30 @@ impl Program {
     }
 
     fn change(&mut self, before: &Parts, after: &Parts, pending: &mut Pending) {
-        for way in after.ways.difference(&before.ways) {
+        for way in after.ways.iter().filter(|way| before.ways.binary_search(way).is_err()) {
             let users = self.ways.users.entry(way.clone()).or_insert_with(|| {
                 pending.new_ways.push(way.clone());
                 0
             });
             *users += 1;
         }
-        for way in before.ways.difference(&after.ways) {
+        for way in before.ways.iter().filter(|way| after.ways.binary_search(way).is_err()) {
             if let Some(users) = self.ways.users.get_mut(way) {
                 *users = users.saturating_sub(1);
             }
         }
-        let empty = Elements::new();
-        let places: BTreeSet<Place> = before.elements.keys().chain(after.elements.keys()).copied().collect();
-        for place in places {
-            let old = before.elements.get(&place).unwrap_or(&empty);
-            let new = after.elements.get(&place).unwrap_or(&empty);
-            let lacks = |of: &Elements, from: &Elements| -> Vec<(Key, Value)> {
-                let not_there = from.iter().filter(|(key, value)| of.get(key) != Some(value));
-                not_there.map(|(key, value)| (key.clone(), value.clone())).collect()
-            };
-            for (key, value) in lacks(old, new) {
-                if self.is_first(place, &key) {
-                    pending.add.entry(place).or_default().insert(key, value);
-                }
+        let has = |parts: &Parts, element: &Element| {
+            let found = parts.elements.binary_search_by(|held| held.at().cmp(&element.at()));
+            found.ok().and_then(|at| parts.elements.get(at)).is_some_and(|held| held.value == element.value)
+        };
+        for Element { place, key, value } in after.elements.iter().filter(|element| !has(before, element)) {
+            if self.is_first(*place, key) {
+                pending.add.entry(*place).or_default().insert(key.clone(), value.clone());
             }
-            for (key, value) in lacks(new, old) {
-                if self.is_last(place, &key) {
-                    pending.delete.entry(place).or_default().insert(key, value);
-                }
+        }
+        for Element { place, key, value } in before.elements.iter().filter(|element| !has(after, element)) {
+            if self.is_last(*place, key) {
+                pending.delete.entry(*place).or_default().insert(key.clone(), value.clone());
             }
         }
     }
