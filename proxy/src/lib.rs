@@ -6,6 +6,7 @@
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
+//! - [`stale`]: UDP flows whose endpoint is gone;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
 //!
@@ -22,3 +23,4 @@ pub mod plan;
 #[cfg(test)]
 mod semantics;
 pub mod simulate;
+pub mod stale;
