@@ -89,6 +89,11 @@ pub enum Kind {
     Fdb,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Link, Self::Address, Self::Route, Self::Neighbour, Self::Fdb];
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -39,7 +39,7 @@ pub(super) struct Numbers {
 
 impl Numbers {
     pub(super) fn new(metrics: &Metrics) -> Self {
-        Self {
+        let numbers = Self {
             heals: metrics.counters(
                 "weft_overlay_heals_total",
                 "Kernel objects put right after somebody else changed them.",
@@ -119,13 +119,19 @@ impl Numbers {
                  drop_spoofed among received_packets.",
                 ["subnet", "node", "tunnel", "what"],
             ),
+        };
+        // A counter that first shows with its first count has no rate there.
+        for kind in ["pod", "iptables", "nftables"] {
+            numbers.heals.with([kind]);
         }
+        numbers
     }
 
     /// What the reconciler has put right since the start.
     pub(super) fn healed_kernel(&self, heals: &BTreeMap<Kind, u64>) {
-        for (kind, total) in heals {
-            self.heals.with([kind.to_string().as_str()]).mirror(*total);
+        for kind in Kind::ALL {
+            let total = heals.get(&kind).copied().unwrap_or(0);
+            self.heals.with([kind.to_string().as_str()]).mirror(total);
         }
     }
 
