@@ -18,6 +18,8 @@ pub struct Facts {
     pub daemon: Daemon,
     /// etcd, as seen from here.
     pub store: StoreFact,
+    /// Where in etcd the network's keys are.
+    pub prefix: String,
     /// Keys that weft skips, and why.
     pub faults: Vec<String>,
     /// What of the network config has no effect, one line each.

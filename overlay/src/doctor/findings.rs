@@ -7,9 +7,10 @@ use serde::Serialize;
 use weft_daemon::health::State;
 
 use super::facts::{Daemon, Echo, Facts, Host, StoreFact};
+use crate::backend;
 use crate::config::Backend;
 use crate::firewall::{self, forward};
-use crate::model::{Model, Subnet};
+use crate::model::{Family, Model, Subnet};
 use crate::plan::{Transport, plan};
 
 /// How bad it is.
@@ -49,7 +50,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     if let Some(model) = &facts.model {
         found.forwarding(facts, model);
         found.reverse_path(facts);
-        found.bridge(facts);
+        found.bridge(facts, model);
         found.iptables(facts, model);
         found.nftables(facts, model);
         found.addresses(facts, model);
@@ -59,7 +60,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         found.versions(facts);
     } else {
         let why = "neither etcd nor this host's cache tells of a config and a subnet of this host";
-        let fix = ["weft overlay", "etcdctl get --prefix /coreos.com/network"];
+        let fix = ["weft overlay".to_owned(), format!("etcdctl get --prefix {}/", facts.prefix)];
         found.add(Severity::Problem, "this host has no subnet in the network", why, &fix);
     }
     for what in &facts.unseen {
@@ -204,19 +205,24 @@ impl Findings {
         }
     }
 
-    fn bridge(&mut self, facts: &Facts) {
+    fn bridge(&mut self, facts: &Facts, model: &Model) {
         if !facts.bridge {
             return;
         }
-        match facts.settings.get("net/bridge/bridge-nf-call-iptables").map(String::as_str) {
-            Some("1") => self.well("bridged packets pass the packet filter"),
-            _ => {
-                let why = "a pod that calls a Service whose endpoint is on the same bridge gets the answer \
-                           from the endpoint's own address, past the address translation";
-                let fix = ["modprobe br_netfilter", "sysctl -w net.bridge.bridge-nf-call-iptables=1"];
-                let title = "packets within the pods' bridge do not pass the packet filter";
-                self.add(Severity::Warning, title, why, &fix);
+        for family in backend::inner_families(&model.config) {
+            let name = match family {
+                Family::V4 => "bridge-nf-call-iptables",
+                Family::V6 => "bridge-nf-call-ip6tables",
+            };
+            if facts.settings.get(&format!("net/bridge/{name}")).is_some_and(|value| value == "1") {
+                self.well(format!("bridged {family} packets pass the packet filter"));
+                continue;
             }
+            let why = "a pod that calls a Service whose endpoint is on the same bridge gets the answer \
+                       from the endpoint's own address, past the address translation";
+            let fix = ["modprobe br_netfilter".to_owned(), format!("sysctl -w net.bridge.{name}=1")];
+            let title = format!("{family} packets within the pods' bridge do not pass the packet filter");
+            self.add(Severity::Warning, title, why, &fix);
         }
     }
 

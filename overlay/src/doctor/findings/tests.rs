@@ -129,7 +129,31 @@ const TABLE: &[(Change, Severity, &str, &str)] = &[
         "rp_filter is strict on weft.1",
         "sysctl -w net.ipv4.conf.weft/1.rp_filter=2",
     ),
-    (|f| f.bridge = true, WARNING, "within the pods' bridge", "modprobe br_netfilter"),
+    (
+        |f| {
+            f.bridge = true;
+            f.settings.insert("net/bridge/bridge-nf-call-ip6tables".into(), "1".into());
+        },
+        WARNING,
+        "IPv4 packets within the pods' bridge",
+        "modprobe br_netfilter",
+    ),
+    (
+        |f| {
+            f.bridge = true;
+            f.settings.insert("net/bridge/bridge-nf-call-iptables".into(), "1".into());
+            f.settings.insert("net/bridge/bridge-nf-call-ip6tables".into(), "0".into());
+        },
+        WARNING,
+        "IPv6 packets within the pods' bridge",
+        "sysctl -w net.bridge.bridge-nf-call-ip6tables=1",
+    ),
+    (
+        |f| (f.model, f.prefix) = (None, "/blue/network".into()),
+        PROBLEM,
+        "this host has no subnet",
+        "etcdctl get --prefix /blue/network/",
+    ),
     (
         |f| f.iptables.push((Iptables::ALL[0], "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n".into())),
         PROBLEM,

@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Looks at everything in the network namespace of the calling thread.
 pub async fn gather(question: &Question) -> Facts {
-    let mut facts = Facts::default();
+    let mut facts = Facts { prefix: question.etcd.1.to_string(), ..Facts::default() };
     let status = daemon(&question.traces, &mut facts).await;
     let registry = registry(question, &mut facts).await;
     facts.notes = registry.as_ref().map(|registry| registry.config_notes().to_vec()).unwrap_or_default();
