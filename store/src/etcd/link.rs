@@ -76,7 +76,11 @@ impl Links {
                 Err(_) => Fault::silent(format!("no answer within {limit:?}")),
             };
             all_denied &= matches!(fault, Fault::Denied(_));
-            failures.push(format!("{endpoint}: {}", fault.reason()));
+            // Whoever tells of the failure names all endpoints; which one it was is news among several.
+            failures.push(match self.settings.endpoints.len() {
+                1 => fault.reason(),
+                _ => format!("{endpoint}: {}", fault.reason()),
+            });
         }
         match failures.is_empty() {
             true => Err(Fault::unsent("no connection was ready in time")),
