@@ -142,28 +142,35 @@ pub fn plan(model: &Model, around: &Surroundings) -> Result<Table, BadName> {
     let key = table_key(&model.me.network)?;
     let mut table = Table::new(key.family, key.name);
     table.comment = Some("made by weft overlay; changes are undone".into());
+    let Untracked { arriving, leaving } = untracked(&mut table, model, around);
     if model.anti_spoofing {
-        spoofing::add(&mut table, model, around);
+        spoofing::add(&mut table, model, around, arriving);
+    } else {
+        add_untracked(&mut table, "untracked-in", Hook::Prerouting, arriving);
     }
-    add_untracked(&mut table, model, around);
+    add_untracked(&mut table, "untracked-out", Hook::Output, leaving);
     if model.masquerade {
         masquerade::add(&mut table, model, around);
     }
     Ok(table)
 }
 
+/// Rules that keep connection tracking away from tunnel packets.
+#[derive(Debug, Default)]
+struct Untracked {
+    arriving: Vec<Rule>,
+    leaving: Vec<Rule>,
+}
+
 /// Tunnel packets are not tracked: every inner flow has an outer source port of its own, so tracking
 /// would fill the table of connections with entries that nobody asks for, and cost a lookup each.
 /// The lookup that remains counts what each peer sends and gets.
 /// Only between peers and ourselves: what we forward or translate for others must be tracked.
-fn add_untracked(table: &mut Table, model: &Model, around: &Surroundings) {
-    if around.tunnels.is_empty() {
-        return;
-    }
+fn untracked(table: &mut Table, model: &Model, around: &Surroundings) -> Untracked {
     let mut tunnels = around.tunnels.clone();
     tunnels.sort_by_key(|tunnel| tunnel.port());
-    let (mut arriving, mut leaving) = (Vec::new(), Vec::new());
-    for ip in outer_families(model) {
+    let mut rules = Untracked::default();
+    for ip in outer_families(model).filter(|_| !tunnels.is_empty()) {
         let here = here_set(table, model, ip);
         for tunnel in &tunnels {
             let packet = || tunnel.only(ip.only(Rule::new()).udp_dport(tunnel.port()));
@@ -175,21 +182,20 @@ fn add_untracked(table: &mut Table, model: &Model, around: &Surroundings) {
                 Tunnel::Udp { .. } => (peers_set(table, model, ip), peers_set(table, model, ip)),
             };
             // The set that counts comes last: only what the whole rule fits is counted.
-            arriving.push(packet().in_set([ip.daddr()], &here).in_set([ip.saddr()], &from).notrack());
-            leaving.push(packet().in_set([ip.saddr()], &here).in_set([ip.daddr()], &to).notrack());
+            let arriving = packet().in_set([ip.daddr()], &here).in_set([ip.saddr()], &from);
+            rules.arriving.push(arriving.notrack().accept());
+            rules.leaving.push(packet().in_set([ip.saddr()], &here).in_set([ip.daddr()], &to).notrack());
         }
     }
-    if arriving.is_empty() {
+    rules
+}
+
+fn add_untracked(table: &mut Table, chain: &str, hook: Hook, rules: Vec<Rule>) {
+    if rules.is_empty() {
         return;
     }
-    let comment = "tunnel packets fill no table of connections";
-    for (chain, hook, rules) in
-        [("untracked-in", Hook::Prerouting, arriving), ("untracked-out", Hook::Output, leaving)]
-    {
-        // Just behind the other chains of ours at this hook.
-        let chain_base = base(ChainKind::Filter, hook, Base::PRIORITY_RAW + 1);
-        add_chain(table, chain, Some(chain_base), Some(comment), rules);
-    }
+    let hook = base(ChainKind::Filter, hook, Base::PRIORITY_RAW);
+    add_chain(table, chain, Some(hook), Some("tunnel packets fill no table of connections"), rules);
 }
 
 /// One of the two families, with what differs between them in rules.

@@ -73,9 +73,11 @@ impl Drops {
     }
 }
 
-pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings) {
+/// `arriving`: the rules for tunnel packets that arrive. They go into the chain that every packet
+/// passes anyway: each further base chain at a hook costs every packet a visit.
+pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings, arriving: Vec<Rule>) {
     add_tunnels(table, model, around);
-    add_sources(table, model, around);
+    add_sources(table, model, around, arriving);
 }
 
 /// Packets that arrive at a tunnel's port.
@@ -207,11 +209,14 @@ fn own_sources(peer: &Peer) -> impl Iterator<Item = IpNetwork> {
 }
 
 /// Packets that are not in a tunnel (any more), before they are routed or tracked.
-fn add_sources(table: &mut Table, model: &Model, around: &Surroundings) {
+fn add_sources(table: &mut Table, model: &Model, around: &Surroundings, arriving: Vec<Rule>) {
     let mut entrance = Vec::new();
     let links = link_set(table, "pod_links", "where pods' packets come in", around.pods.keys());
     let pods = add_pods(table, around);
     entrance.push(Rule::new().in_set([Selector::IifName], &links).goto(&pods));
+    // From a peer to ourselves: what is in it is judged where it arrives, and where it comes out.
+    entrance
+        .extend(arriving.into_iter().map(|rule| rule.comment("tunnel packets fill no table of connections")));
     let outside: BTreeSet<_> = around.tunnel_links.iter().chain([&model.me.underlay.link]).collect();
     let links = link_set(table, "outside_links", "underlay and tunnels", outside);
     let chain = add_outside(table, model, around);
