@@ -6,6 +6,8 @@
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
+//! - [`source`]: what any source of them tells;
+//! - [`backend`]: what any way to have plans in the kernel offers;
 //! - [`stale`]: UDP flows whose endpoint is gone;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
@@ -13,6 +15,7 @@
 //! The semantics are kube-proxy's, from Kubernetes' documentation and enhancement proposals; where
 //! weft differs on purpose, the place says so.
 
+pub mod backend;
 #[cfg(any(test, feature = "generators"))]
 pub mod generators;
 pub mod host;
@@ -20,7 +23,9 @@ pub mod manifests;
 pub mod model;
 pub mod nftables;
 pub mod plan;
+pub mod run;
 #[cfg(test)]
 mod semantics;
 pub mod simulate;
+pub mod source;
 pub mod stale;

@@ -10,10 +10,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("weft-kernel", &[]),
     ("weft-daemon", &[]),
     ("weft-overlay", &["weft-daemon", "weft-kernel", "weft-store"]),
-    ("weft-proxy", &["weft-kernel"]),
+    ("weft-proxy", &["weft-daemon", "weft-kernel"]),
     ("weft-lab", &["weft-kernel"]),
     ("weft-benches", &["weft-lab"]),
-    ("weft", &["weft-benches", "weft-daemon", "weft-lab", "weft-overlay"]),
+    ("weft", &["weft-benches", "weft-daemon", "weft-lab", "weft-overlay", "weft-proxy"]),
 ];
 
 #[test]

@@ -1,0 +1,5 @@
+//! The daemon.
+
+mod world;
+
+pub use world::{Commits, Committed, Shared, World};
