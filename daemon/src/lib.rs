@@ -2,6 +2,7 @@
 //! API, signals, logs. [`Daemon`] puts the pieces together; each is usable alone.
 
 mod env;
+pub mod finding;
 pub mod fs;
 pub mod health;
 pub mod http;

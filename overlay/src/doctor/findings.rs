@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::Serialize;
+use weft_daemon::finding::{Finding, Findings, Severity};
 use weft_daemon::health::State;
 
 use super::facts::{Daemon, Echo, Facts, Host, StoreFact};
@@ -13,37 +13,12 @@ use crate::firewall::{self, forward};
 use crate::model::{Family, Model, Subnet};
 use crate::plan::{Transport, plan};
 
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Looked at, and as it should be.
-    Ok,
-    /// Works now; somebody should look.
-    Warning,
-    /// Pods cannot reach what they should.
-    Problem,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is so, in one sentence.
-    pub title: String,
-    /// Why that matters, or what is behind it.
-    pub why: String,
-    /// What to run, in order.
-    pub fix: Vec<String>,
-}
-
 /// A clock that is this far off is told, in milliseconds: logs and certificates suffer, leases do not.
 const CLOCK_TOLERANCE_MS: u64 = 5_000;
 
 /// Judges everything; problems first.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut found = Findings::default();
+    let mut found = Examined::default();
     found.daemon(facts);
     found.store(facts);
     found.abilities(facts);
@@ -61,52 +36,36 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     } else {
         let why = "neither etcd nor this host's cache tells of a config and a subnet of this host";
         let fix = ["weft overlay".to_owned(), format!("etcdctl get --prefix {}/", facts.prefix)];
-        found.add(Severity::Problem, "this host has no subnet in the network", why, &fix);
+        found.0.add(Severity::Problem, "this host has no subnet in the network", why, &fix);
     }
     for what in &facts.unseen {
-        found.add::<&str>(
+        found.0.add::<&str>(
             Severity::Warning,
             format!("could not look at {what}"),
             "run this as root; --ask-etcd looks at etcd itself",
             &[],
         );
     }
-    found.0.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    found.0
+    found.0.sorted()
 }
 
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Examined(Findings);
 
-impl Findings {
-    fn add<S: AsRef<str>>(
-        &mut self,
-        severity: Severity,
-        title: impl Into<String>,
-        why: impl Into<String>,
-        fix: &[S],
-    ) {
-        let fix = fix.iter().map(|line| line.as_ref().to_owned()).collect();
-        self.0.push(Finding { severity, title: title.into(), why: why.into(), fix });
-    }
-
-    fn well(&mut self, title: impl Into<String>) {
-        self.add::<&str>(Severity::Ok, title, "", &[]);
-    }
-
+impl Examined {
     fn daemon(&mut self, facts: &Facts) {
         const LOG: [&str; 1] = ["journalctl -u weft-overlay -n 50"];
         match &facts.daemon {
             Daemon::Stopped => {
                 let why = "traffic goes on by what the kernel holds, but nothing follows changes or heals";
-                self.add(
+                self.0.add(
                     Severity::Warning,
                     "the daemon does not run",
                     why,
                     &["systemctl start weft-overlay"],
                 );
             }
-            Daemon::Stuck(why) => self.add(Severity::Problem, "the daemon does not answer", why, &LOG),
+            Daemon::Stuck(why) => self.0.add(Severity::Problem, "the daemon does not answer", why, &LOG),
             Daemon::Answers(conditions) => {
                 let unwell = conditions.iter().filter(|condition| condition.state != State::Ok);
                 for condition in unwell.clone() {
@@ -115,10 +74,10 @@ impl Findings {
                         _ => (Severity::Warning, "degraded"),
                     };
                     let title = format!("the daemon says: {} {word}", condition.name);
-                    self.add(severity, title, condition.reason.clone(), &LOG);
+                    self.0.add(severity, title, condition.reason.clone(), &LOG);
                 }
                 if unwell.count() == 0 {
-                    self.well("the daemon runs and is ready");
+                    self.0.well("the daemon runs and is ready");
                 }
             }
         }
@@ -127,18 +86,18 @@ impl Findings {
     fn store(&mut self, facts: &Facts) {
         match &facts.store {
             StoreFact::NotAsked => {}
-            StoreFact::Reached => self.well("etcd answers"),
+            StoreFact::Reached => self.0.well("etcd answers"),
             StoreFact::Unreached(why) => {
                 let fix = ["etcdctl --endpoints=URL endpoint health"];
-                self.add(Severity::Problem, "etcd cannot be reached from this host", why, &fix);
+                self.0.add(Severity::Problem, "etcd cannot be reached from this host", why, &fix);
             }
         }
         for note in &facts.notes {
             let why = "nothing reads it: a slip of the pen, or a setting of another program";
-            self.add::<&str>(Severity::Warning, format!("network config: {note}"), why, &[]);
+            self.0.add::<&str>(Severity::Warning, format!("network config: {note}"), why, &[]);
         }
         for fault in &facts.faults {
-            self.add::<&str>(
+            self.0.add::<&str>(
                 Severity::Warning,
                 format!("a key is skipped: {fault}"),
                 "its value is not valid",
@@ -157,10 +116,10 @@ impl Findings {
             };
             let severity = if needed { Severity::Problem } else { Severity::Warning };
             let fix = [format!("modprobe {}", if *what == "nftables" { "nf_tables" } else { what })];
-            self.add(severity, format!("this kernel cannot do {what}"), said, &fix);
+            self.0.add(severity, format!("this kernel cannot do {what}"), said, &fix);
         }
         if facts.lacking.is_empty() {
-            self.well("the kernel can do VXLAN, TUN and nftables");
+            self.0.well("the kernel can do VXLAN, TUN and nftables");
         }
     }
 
@@ -175,12 +134,12 @@ impl Findings {
                     let why = "packets of pods are not forwarded at all; the daemon sets it, so something \
                                else took it back or the daemon does not run";
                     let fix = [format!("sysctl -w {name}=1")];
-                    self.add(Severity::Problem, format!("{name} is 0"), why, &fix);
+                    self.0.add(Severity::Problem, format!("{name} is 0"), why, &fix);
                 }
-                Some(_) => self.well(format!("{name} is on")),
+                Some(_) => self.0.well(format!("{name} is on")),
                 None => {
                     let why = "the kernel has no such setting, so it cannot forward this family";
-                    self.add::<&str>(Severity::Problem, format!("{name} does not exist"), why, &[]);
+                    self.0.add::<&str>(Severity::Problem, format!("{name} does not exist"), why, &[]);
                 }
             }
         }
@@ -198,9 +157,9 @@ impl Findings {
                 let why = "packets that another host itself sends through the tunnel, from its public \
                            address, are dropped: its route back does not lead into the tunnel";
                 let fix = [format!("sysctl -w {name}=2")];
-                self.add(Severity::Warning, format!("rp_filter is strict on {link}"), why, &fix);
+                self.0.add(Severity::Warning, format!("rp_filter is strict on {link}"), why, &fix);
             } else {
-                self.well(format!("rp_filter lets the tunnel's packets in on {link}"));
+                self.0.well(format!("rp_filter lets the tunnel's packets in on {link}"));
             }
         }
     }
@@ -215,14 +174,14 @@ impl Findings {
                 Family::V6 => "bridge-nf-call-ip6tables",
             };
             if facts.settings.get(&format!("net/bridge/{name}")).is_some_and(|value| value == "1") {
-                self.well(format!("bridged {family} packets pass the packet filter"));
+                self.0.well(format!("bridged {family} packets pass the packet filter"));
                 continue;
             }
             let why = "a pod that calls a Service whose endpoint is on the same bridge gets the answer \
                        from the endpoint's own address, past the address translation";
             let fix = ["modprobe br_netfilter".to_owned(), format!("sysctl -w net.bridge.{name}=1")];
             let title = format!("{family} packets within the pods' bridge do not pass the packet filter");
-            self.add(Severity::Warning, title, why, &fix);
+            self.0.add(Severity::Warning, title, why, &fix);
         }
     }
 
@@ -240,17 +199,17 @@ impl Findings {
                 let fix = ["-s", "-d"].map(|side| format!("{program} -I FORWARD {side} {pods} -j ACCEPT"));
                 let title =
                     format!("{program}'s policy of FORWARD is DROP, and pods' packets are not excepted");
-                self.add(Severity::Problem, title, why, &fix);
+                self.0.add(Severity::Problem, title, why, &fix);
                 well = false;
             }
             if let Some((what, run)) = forward::obstacle(saved, pods) {
                 let why = "somebody closed forwarding by a rule, so it is left to you to open it";
-                self.add(Severity::Problem, what, why, &run);
+                self.0.add(Severity::Problem, what, why, &run);
                 well = false;
             }
         }
         if well {
-            self.well("iptables forwards pods' packets");
+            self.0.well("iptables forwards pods' packets");
         }
     }
 
@@ -258,11 +217,11 @@ impl Findings {
         let Some(around) = &facts.around else { return };
         let others = firewall::findings::nftables(&facts.nft_tables, model, around);
         if others.is_empty() {
-            self.well("no other nftables table refuses the network's packets");
+            self.0.well("no other nftables table refuses the network's packets");
         }
         for finding in others {
             let why = "a packet must pass every table; weft changes nobody else's";
-            self.add(Severity::Problem, finding.what, why, &finding.run);
+            self.0.add(Severity::Problem, finding.what, why, &finding.run);
         }
     }
 
@@ -279,22 +238,22 @@ impl Findings {
             let title = format!("{} are leased with the same public address {address}", list.join(" and "));
             let why = "two hosts say that they are reached there, so one gets the other's packets; a host \
                        behind NAT needs --public-ip";
-            self.add(Severity::Problem, title, why, &["weft lease ls"]);
+            self.0.add(Severity::Problem, title, why, &["weft lease ls"]);
         }
         for (address, mac) in &facts.squatters {
             let title = format!("another machine, {mac}, has this host's address {address} too");
             let fix = [format!("arping -D -I {} {address}", model.me.underlay.link)];
-            self.add(Severity::Problem, title, "it answers an ARP probe for it (RFC 5227)", &fix);
+            self.0.add(Severity::Problem, title, "it answers an ARP probe for it (RFC 5227)", &fix);
         }
         if by_address.is_empty() && facts.squatters.is_empty() {
-            self.well("every host's public address is its own");
+            self.0.well("every host's public address is its own");
         }
     }
 
     fn ways(&mut self, model: &Model) {
         for ((subnet, family), skip) in &plan(model).skipped {
             let title = format!("there is no way to {subnet} in {family}");
-            self.add(Severity::Warning, title, skip.to_string(), &["weft peers"]);
+            self.0.add(Severity::Warning, title, skip.to_string(), &["weft peers"]);
         }
     }
 
@@ -316,7 +275,7 @@ impl Findings {
             let link = route.and_then(|route| route.link.as_ref()).map(ToString::to_string);
             self.checksums(host, &who, &link.unwrap_or_else(|| "the tunnel's link".to_owned()));
             if self.0.len() == before {
-                self.well(format!("{who} is reached, with packets of full size"));
+                self.0.well(format!("{who} is reached, with packets of full size"));
             }
         }
     }
@@ -339,11 +298,11 @@ impl Findings {
                     format!("nft list ruleset | grep {port}"),
                     format!("tcpdump -ni {} udp port {port}", model.me.underlay.link),
                 ];
-                self.add(Severity::Problem, title, why, &fix);
+                self.0.add(Severity::Problem, title, why, &fix);
             }
             (false, Some(false) | None) => {
                 let why = "it is down, or the network between is; peers that stay silent are dropped";
-                self.add(Severity::Warning, format!("{who} does not answer"), why, &["weft peers"]);
+                self.0.add(Severity::Warning, format!("{who} does not answer"), why, &["weft peers"]);
             }
             _ => {}
         }
@@ -356,10 +315,10 @@ impl Findings {
                 }
                 _ => format!("ip link set {} mtu {carries}", model.me.underlay.link),
             };
-            self.add(Severity::Problem, title, why, &[fix]);
+            self.0.add(Severity::Problem, title, why, &[fix]);
         } else if (host.tunnel, host.tunnel_full) == (Some(true), Some(false)) {
             let title = format!("{who} answers small packets through the tunnel and not those of full size");
-            self.add(Severity::Problem, title, "large packets of pods are lost", &["weft peers"]);
+            self.0.add(Severity::Problem, title, "large packets of pods are lost", &["weft peers"]);
         }
     }
 
@@ -373,13 +332,13 @@ impl Findings {
                     format!("UDP through the tunnel to {who} is lost, and ICMP of the same size is not");
                 let why = "the checksums that the NIC puts into tunnelled packets are wrong, or a firewall \
                            there drops UDP between hosts";
-                self.add(Severity::Problem, title, why, &fix);
+                self.0.add(Severity::Problem, title, why, &fix);
             }
             Echo::Answer { arrived, sent, .. } if arrived < sent => {
                 let title = format!("of {sent} UDP packets sent as one to {who}, {arrived} arrived");
                 let why = "the NIC splits tunnelled packets wrongly (segmentation offload)";
                 let more = format!("ethtool -K {link} tso off gso off");
-                self.add(Severity::Problem, title, why, &[fix[0].clone(), more]);
+                self.0.add(Severity::Problem, title, why, &[fix[0].clone(), more]);
             }
             _ => {}
         }
@@ -397,18 +356,18 @@ impl Findings {
         if off.len() > 1 && off.len() == ahead.len() {
             let (_, ms) = off[0];
             let title = format!("this host's clock is off: {}", seconds(-ms));
-            self.add(Severity::Warning, title, WHY, &FIX);
+            self.0.add(Severity::Warning, title, WHY, &FIX);
         } else {
             for (subnet, ms) in &off {
                 let title = format!(
                     "the clocks of this host and the one with {subnet} differ: it is {}",
                     seconds(*ms)
                 );
-                self.add(Severity::Warning, title, WHY, &FIX);
+                self.0.add(Severity::Warning, title, WHY, &FIX);
             }
         }
         if off.is_empty() && !ahead.is_empty() {
-            self.well("the clocks agree");
+            self.0.well("the clocks agree");
         }
     }
 
@@ -424,7 +383,7 @@ impl Findings {
         }
         for (version, subnets) in others {
             let title = format!("{} runs weft {version}, this host {ours}", subnets.join(", "));
-            self.add::<&str>(Severity::Warning, title, "finish the upgrade", &[]);
+            self.0.add::<&str>(Severity::Warning, title, "finish the upgrade", &[]);
         }
     }
 }

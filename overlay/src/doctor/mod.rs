@@ -10,5 +10,5 @@ mod gather;
 pub mod responder;
 
 pub use facts::{Daemon, Echo, Facts, Host, StoreFact};
-pub use findings::{Finding, Severity, findings};
+pub use findings::findings;
 pub use gather::{Question, gather};

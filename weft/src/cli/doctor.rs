@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use weft_overlay::doctor::{Finding, Question, Severity, findings, gather};
+use weft_daemon::finding::{Finding, Severity};
+use weft_overlay::doctor::{Question, findings, gather};
 use weft_overlay::key::Prefix;
 
 use super::cleanup::Here;
