@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
-use super::regime::Regime;
-use super::{Options, rounds};
+use super::Options;
+use crate::regime::Regime;
+use crate::session::{count, rounds};
 
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,25 +88,6 @@ fn control(options: &Options) -> Duration {
     }
 }
 
-/// What is left, when of `all` so much is `done` and it took so long: at the pace so far.
-pub(super) fn left(all: Duration, done: Duration, took: Duration) -> Duration {
-    let rest = all.saturating_sub(done);
-    if done.is_zero() { rest } else { rest.mul_f64(took.as_secs_f64() / done.as_secs_f64()) }
-}
-
-/// A time that is only known roughly: `50 s`, `3 min`.
-pub(super) fn about(time: Duration) -> String {
-    match time.as_secs() {
-        seconds if seconds < 100 => format!("{} s", seconds.div_ceil(10) * 10),
-        seconds => format!("{} min", (seconds + 30) / 60),
-    }
-}
-
-/// Paths and rounds are few.
-fn count(few: usize) -> u32 {
-    u32::try_from(few).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,27 +109,5 @@ mod tests {
         let minutes = |quick| all(&options(quick), 7).as_secs_f64() / 60.0;
         assert!((15.0..=25.0).contains(&minutes(false)), "{}", minutes(false));
         assert!(minutes(true) <= 4.0, "{}", minutes(true));
-    }
-
-    #[test]
-    fn what_is_left_follows_the_pace() {
-        let s = Duration::from_secs;
-        let table = [
-            ("at the start", (s(100), s(0), s(0)), s(100)),
-            ("as expected", (s(100), s(40), s(40)), s(60)),
-            ("half as fast", (s(100), s(40), s(80)), s(120)),
-            ("over", (s(100), s(110), s(90)), s(0)),
-        ];
-        for (case, (all, done, took), expected) in table {
-            assert_eq!(left(all, done, took), expected, "{case}");
-        }
-    }
-
-    #[test]
-    fn rough_times_are_said_roughly() {
-        let table = [(0, "0 s"), (41, "50 s"), (99, "100 s"), (100, "2 min"), (1229, "20 min")];
-        for (seconds, said) in table {
-            assert_eq!(about(Duration::from_secs(seconds)), said);
-        }
     }
 }

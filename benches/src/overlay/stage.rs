@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use weft_lab::{Host, Lab, LabError, Place, Running, wait_for};
 
+use super::Options;
 use super::path::Path;
 use super::wiring::{self, Side};
-use super::{Audience, Options};
 use crate::BenchError;
 use crate::cpu::Watched;
+use crate::session::{Audience, Contestant, go_on};
 use crate::traffic::{Cores, Ends, IperfServer};
 
 /// How long a daemon may take to be ready, and a path to carry the first packet.
@@ -59,7 +60,7 @@ impl Stage {
             Lab::new("bench").weft(&options.weft).hosts(hosts).without_network().without_daemons().up()?;
         let (mut pairs, mut failed) = (vec![], vec![]);
         for path in paths {
-            super::go_on(audience)?;
+            go_on(audience)?;
             audience.step(&format!("raising {path}"));
             match Pair::raise(&lab, *path, options, cores) {
                 Ok(pair) => pairs.push(pair),
@@ -73,6 +74,12 @@ impl Stage {
             }
         }
         Ok((Self { pairs, lab }, failed))
+    }
+}
+
+impl Contestant for Pair {
+    fn path(&self) -> &'static str {
+        self.path.name()
     }
 }
 

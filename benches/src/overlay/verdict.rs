@@ -7,8 +7,8 @@
 
 use std::fmt::Write as _;
 
-use super::ROUNDS;
 use crate::report::{Report, number};
+use crate::session::ROUNDS;
 use crate::stats::Ratio;
 use crate::svg::Headline;
 

@@ -124,7 +124,7 @@ pub(super) fn figure(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::overlay::path::Path;
-    use crate::overlay::regime::Regime;
+    use crate::regime::Regime;
 
     #[test]
     fn every_path_and_regime_is_explained() {

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use weft_lab::{Host, Lab, LabError};
 
-use super::{Audience, Options, go_on};
+use super::Options;
 use crate::report::Report;
+use crate::session::{Audience, go_on};
 use crate::stats::percentile;
 use crate::{BenchError, cpu};
 use etcd::Gateway;

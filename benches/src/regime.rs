@@ -52,8 +52,18 @@ impl Regime {
         }
     }
 
+    /// When it is measured: the regimes that cannot be taken back to the last bit come last.
+    pub(crate) const fn turn(self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Shaped => 1,
+            Self::NoTso => 2,
+            Self::NoOffload => 3,
+        }
+    }
+
     /// Sets the wires so, and says in words what was set.
-    pub(super) fn begin(self, lab: &Lab, ends: &[&Ends]) -> Result<String, BenchError> {
+    pub(crate) fn begin(self, lab: &Lab, ends: &[&Ends]) -> Result<String, BenchError> {
         let offloads = match self {
             Self::Default => return Ok("as veths come, MTU 1500".into()),
             Self::Shaped => {
@@ -65,12 +75,11 @@ impl Regime {
         };
         let set = lab.set_offloads(offloads)?;
         ends.iter().try_for_each(|ends| verify(ends, offloads))?;
-        let tunnels = "VXLAN and TUN links as their owners made them";
-        Ok(format!("{}; MTU 1500; {tunnels}", summary(&set)))
+        Ok(format!("{}; MTU 1500", summary(&set)))
     }
 
     /// Leaves the wires as they were before.
-    pub(super) fn end(self, lab: &Lab) -> Result<(), BenchError> {
+    pub(crate) fn end(self, lab: &Lab) -> Result<(), BenchError> {
         match self {
             Self::Default => Ok(()),
             Self::Shaped => Ok(lab.unshape()?),
