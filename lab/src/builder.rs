@@ -56,6 +56,7 @@ impl Builder {
             etcd_prefix: "/coreos.com/network".into(),
             config: Some(NETWORK.into()),
             overlay_args: vec![],
+            proxy_args: None,
         };
         Self { spec, labs: labs_dir(), daemons: true, stays }
     }
@@ -107,6 +108,13 @@ impl Builder {
         self
     }
 
+    /// A service proxy on every host, with these further arguments. All of them read the manifests of
+    /// the lab, in which every host is a Node.
+    pub fn proxies<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.spec.proxy_args.get_or_insert_default().extend(args.into_iter().map(Into::into));
+        self
+    }
+
     /// How many etcd members: 0, 1 (the default) or 3.
     pub fn etcd_members(mut self, members: u8) -> Self {
         self.spec.etcd_members = members;
@@ -125,7 +133,7 @@ impl Builder {
         self
     }
 
-    /// Starts no overlay daemon; [`crate::Host::start_overlay`] does, host by host.
+    /// Starts no daemon; [`crate::Host::start_overlay`] and [`crate::Proxy::start`] do, host by host.
     pub fn without_daemons(mut self) -> Self {
         self.daemons = false;
         self
@@ -181,6 +189,12 @@ fn raise(lab: &Lab, daemons: bool) -> Result<(), LabError> {
         let hosts = lab.hosts();
         hosts.iter().try_for_each(crate::Host::launch_overlay)?;
         hosts.iter().try_for_each(|host| host.wait_until_ready(READY))?;
+        if inner.spec.proxy_args.is_some() {
+            let nodes: Vec<_> = hosts.iter().map(|host| crate::manifests::node(host, None)).collect();
+            lab.manifests().write(&nodes)?;
+            hosts.iter().try_for_each(|host| host.proxy().launch())?;
+            hosts.iter().try_for_each(|host| host.proxy().wait_until_ready(READY))?;
+        }
     }
     // A broken veth or bridge shows here, not as a riddle in the first story.
     let first = lab.hosts().into_iter().next();

@@ -95,6 +95,7 @@ mod tests {
             etcd_prefix: "/coreos.com/network".into(),
             config: None,
             overlay_args: vec![],
+            proxy_args: None,
         })
         .expect("fits")
     }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::lab::{Inner, READY};
 use crate::layout::Node;
 use crate::process::ProcessId;
 use crate::wait::{TimedOut, wait_for};
-use crate::{LabError, Place, netns};
+use crate::{LabError, Place, netns, proxy};
 
 /// How long the daemon may take to answer one request.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -107,14 +107,7 @@ impl Host {
 
     /// GET over the daemon's socket.
     pub fn api(&self, path: &str) -> Result<Response, LabError> {
-        let socket = self.socket();
-        let ask = || {
-            let stream = UnixStream::connect(&socket)?;
-            stream.set_read_timeout(Some(ANSWER))?;
-            stream.set_write_timeout(Some(ANSWER))?;
-            http::get(stream, path)
-        };
-        ask().map_err(LabError::io(format!("get {path} from {}", socket.display())))
+        ask(&self.socket(), path)
     }
 
     /// Starts the overlay daemon and waits until `/readyz` says so.
@@ -152,26 +145,7 @@ impl Host {
 
     /// Waits until `/readyz` answers 200. Ends early if the daemon does.
     pub fn wait_until_ready(&self, limit: Duration) -> Result<(), LabError> {
-        let mut ended = false;
-        let looked = wait_for(limit, || {
-            if self.overlay().is_none() {
-                ended = true;
-                return Ok(());
-            }
-            let answer = self.api("/readyz").map_err(|error| error.chain())?;
-            if answer.status == 200 {
-                Ok(())
-            } else {
-                Err(format!("{} {}", answer.status, answer.body.trim()))
-            }
-        });
-        let timed_out = match looked {
-            Ok(()) if !ended => return Ok(()),
-            Ok(()) => TimedOut { limit, last: "the daemon has ended".into() },
-            Err(timed_out) => timed_out,
-        };
-        let what = format!("the overlay of {} is not ready", self.name());
-        Err(LabError::Late { what, timed_out, log: self.lab.log_tail(self.name()) })
+        self.lab.wait_until_ready(self.name(), &self.socket(), limit)
     }
 
     /// The daemon's process, if it runs.
@@ -204,6 +178,7 @@ impl Host {
         let pods = self.lab.home.update(|record| {
             record.off.insert(name.clone());
             record.daemons.remove(&name);
+            record.daemons.remove(&proxy::daemon(&name));
             let (gone, stay) = std::mem::take(&mut record.pods).into_iter().partition(|pod| pod.host == name);
             record.pods = stay;
             gone as Vec<crate::record::PodRecord>
@@ -231,6 +206,48 @@ impl Host {
     pub fn is_on(&self) -> Result<bool, LabError> {
         Ok(!self.lab.off()?.contains(self.name()))
     }
+}
+
+impl Inner {
+    /// Waits until a daemon's `/readyz` answers 200. Ends early if the daemon does.
+    pub(crate) fn wait_until_ready(
+        &self,
+        daemon: &str,
+        socket: &Path,
+        limit: Duration,
+    ) -> Result<(), LabError> {
+        let mut ended = false;
+        let looked = wait_for(limit, || {
+            if !self.daemon(daemon).is_ok_and(|process| process.is_some()) {
+                ended = true;
+                return Ok(());
+            }
+            let answer = ask(socket, "/readyz").map_err(|error| error.chain())?;
+            if answer.status == 200 {
+                Ok(())
+            } else {
+                Err(format!("{} {}", answer.status, answer.body.trim()))
+            }
+        });
+        let timed_out = match looked {
+            Ok(()) if !ended => return Ok(()),
+            Ok(()) => TimedOut { limit, last: "the daemon has ended".into() },
+            Err(timed_out) => timed_out,
+        };
+        let what = format!("the daemon of {daemon} is not ready");
+        Err(LabError::Late { what, timed_out, log: self.log_tail(daemon) })
+    }
+}
+
+/// GET over a daemon's socket.
+pub(crate) fn ask(socket: &Path, path: &str) -> Result<Response, LabError> {
+    let ask = || {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        http::get(stream, path)
+    };
+    ask().map_err(LabError::io(format!("get {path} from {}", socket.display())))
 }
 
 /// What a command on a host finds in its environment: `weft peers` just works.

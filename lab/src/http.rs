@@ -7,6 +7,8 @@ use std::io::{self, Read, Write};
 pub struct Response {
     /// The status code.
     pub status: u16,
+    /// The header's lines after the first, as they were sent.
+    pub headers: Vec<String>,
     /// What it said.
     pub body: String,
 }
@@ -23,10 +25,21 @@ pub(crate) fn get(mut stream: impl Read + Write, path: &str) -> io::Result<Respo
 
 fn parse(answer: &str) -> Option<Response> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
-    let mut words = head.lines().next()?.split(' ');
+    let mut lines = head.lines();
+    let mut words = lines.next()?.split(' ');
     let version = words.next()?;
     let status = words.next()?.parse().ok()?;
-    version.starts_with("HTTP/1.").then(|| Response { status, body: body.to_owned() })
+    let headers = lines.map(str::to_owned).collect();
+    version.starts_with("HTTP/1.").then(|| Response { status, headers, body: body.to_owned() })
+}
+
+impl Response {
+    /// The value of a header; names are compared without regard to case (RFC 9110, section 5.1).
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let fields = self.headers.iter().filter_map(|line| line.split_once(':'));
+        let mut named = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
+        named.next().map(|(_, value)| value.trim())
+    }
 }
 
 #[cfg(test)]
@@ -44,6 +57,8 @@ mod tests {
         ];
         for (answer, expected) in table {
             let read = parse(answer);
+            let header = read.as_ref().and_then(|read| read.header("a"));
+            assert_eq!(header, answer.contains("A: b").then_some("b"), "{answer:?}");
             assert_eq!(read.as_ref().map(|read| (read.status, read.body.as_str())), expected, "{answer:?}");
         }
     }

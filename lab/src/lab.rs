@@ -13,7 +13,7 @@ use crate::builder::Builder;
 use crate::layout::{Layout, Node, Role, Spec, check_lab_name};
 use crate::process::ProcessId;
 use crate::record::{Home, Record};
-use crate::{Etcd, Host, LabError, Place, Pod, down, netns};
+use crate::{Etcd, Host, LabError, Place, Pod, down, netns, proxy};
 
 /// How long a daemon may take to be ready: a join takes two seconds, a starved machine many more.
 pub(crate) const READY: Duration = Duration::from_secs(60);
@@ -38,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) layout: Layout,
     /// Daemons that are our own children, to be reaped; after [`Lab::open`] there are none.
     children: Mutex<BTreeMap<String, Child>>,
+    /// How often manifests were declared from here.
+    pub(crate) declared: Mutex<u32>,
 }
 
 impl Lab {
@@ -186,6 +188,22 @@ impl Lab {
         result
     }
 
+    /// The end of a lab in which something failed, for those whose failures are no panics of the thread
+    /// that holds it: logs are shown, and with `WEFT_LAB_KEEP=1` it stays.
+    pub fn failed(mut self) {
+        self.ends_on_drop = false;
+        self.end_of_failed();
+    }
+
+    fn end_of_failed(&self) {
+        self.show_logs();
+        if std::env::var_os("WEFT_LAB_KEEP").is_some_and(|keep| keep == "1") {
+            eprintln!("---- lab {0} stays; `weft down --name {0}` removes it", self.name());
+        } else if let Err(error) = self.end() {
+            eprintln!("{}", error.chain());
+        }
+    }
+
     fn host_of(&self, node: &Node) -> Host {
         Host::new(self.inner.clone(), node.clone())
     }
@@ -199,7 +217,7 @@ impl Lab {
             // etcd is talkative, and seldom the one to blame.
             let etcd = self.inner.layout.node(&name).is_some_and(|node| node.role == Role::Etcd);
             eprintln!("{}", tail(&log, if etcd { TAIL / 8 } else { TAIL }));
-            let _ = std::fs::copy(&log, kept.join(format!("{name}.log")));
+            let _ = std::fs::copy(&log, kept.join(format!("{}.log", name.replace('/', "-"))));
         }
         eprintln!("---- the whole logs of {} are in {}", self.name(), kept.display());
     }
@@ -211,13 +229,8 @@ impl Drop for Lab {
             return;
         }
         if std::thread::panicking() {
-            self.show_logs();
-            if std::env::var_os("WEFT_LAB_KEEP").is_some_and(|keep| keep == "1") {
-                eprintln!("---- lab {0} stays; `weft down --name {0}` removes it", self.name());
-                return;
-            }
-        }
-        if let Err(error) = self.end() {
+            self.end_of_failed();
+        } else if let Err(error) = self.end() {
             eprintln!("{}", error.chain());
         }
     }
@@ -225,7 +238,7 @@ impl Drop for Lab {
 
 impl Inner {
     pub(crate) fn new(home: Home, spec: Spec, layout: Layout) -> Self {
-        Self { home, spec, layout, children: Mutex::default() }
+        Self { home, spec, layout, children: Mutex::default(), declared: Mutex::default() }
     }
 
     /// A node's own directory.
@@ -233,24 +246,31 @@ impl Inner {
         self.home.dir().join(name)
     }
 
-    /// Where a node's daemon logs to.
-    pub(crate) fn log_path(&self, name: &str) -> PathBuf {
-        self.node_dir(name).join("log")
+    /// Where a daemon logs to.
+    pub(crate) fn log_path(&self, daemon: &str) -> PathBuf {
+        match daemon.split_once('/') {
+            None => self.node_dir(daemon).join("log"),
+            Some((node, second)) => self.node_dir(node).join(format!("{second}.log")),
+        }
     }
 
-    /// The logs there are, by node.
+    /// The logs there are, by daemon.
     fn logs(&self) -> Vec<(String, PathBuf)> {
-        let logs = self.layout.nodes.iter().map(|node| (node.name.clone(), self.log_path(&node.name)));
+        let daemons = |node: &Node| [node.name.clone(), proxy::daemon(&node.name)];
+        let logs =
+            self.layout.nodes.iter().flat_map(daemons).map(|name| (name.clone(), self.log_path(&name)));
         logs.filter(|(_, log)| log.exists()).collect()
     }
 
-    /// Starts a node's daemon, its output appended to the node's log.
+    /// Starts a daemon, its output appended to its log. It is named after its node; a node's second
+    /// one is `node/second`.
     pub(crate) fn start_daemon(&self, name: &str, args: &[String]) -> Result<ProcessId, LabError> {
         use std::os::unix::process::CommandExt;
         let io = |source| LabError::Io { what: format!("start the daemon of {name}"), source };
-        std::fs::create_dir_all(self.node_dir(name)).map_err(io)?;
+        let node = name.split('/').next().and_then(|node| self.layout.node(node));
+        let node = node.ok_or_else(|| self.without("such node"))?;
+        std::fs::create_dir_all(self.node_dir(&node.name)).map_err(io)?;
         let log = OpenOptions::new().append(true).create(true).open(self.log_path(name)).map_err(io)?;
-        let node = self.layout.node(name).ok_or_else(|| self.without("such node"))?;
         let (program, args) = args.split_first().expect("a program and its arguments");
         let mut command = netns::command(&node.netns, program)?;
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone().map_err(io)?).stderr(log);
@@ -269,13 +289,13 @@ impl Inner {
         Ok(process)
     }
 
-    /// A node's daemon, if it runs.
+    /// A daemon, if it runs.
     pub(crate) fn daemon(&self, name: &str) -> Result<Option<ProcessId>, LabError> {
         let record = self.home.existing()?;
         Ok(record.daemons.get(name).copied().filter(|process| process.is_alive()))
     }
 
-    /// Ends a node's daemon. True if it obeyed before SIGKILL; false also if there was none.
+    /// Ends a daemon. True if it obeyed before SIGKILL; false also if there was none.
     pub(crate) fn stop_daemon(
         &self,
         name: &str,
@@ -308,7 +328,7 @@ impl Inner {
         netns::batch(&node.netns, &self.layout.node_batch(node))
     }
 
-    /// The last lines of a node's log, for an error.
+    /// The last lines of a daemon's log, for an error.
     pub(crate) fn log_tail(&self, name: &str) -> String {
         let log = self.log_path(name);
         format!("\n---- the end of {}:\n{}", log.display(), tail(&log, TAIL))

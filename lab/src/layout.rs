@@ -67,6 +67,9 @@ pub struct Spec {
     pub config: Option<String>,
     /// Further arguments for every `weft overlay`.
     pub overlay_args: Vec<String>,
+    /// Further arguments for every `weft proxy`; without a list, hosts start none.
+    #[serde(default)]
+    pub proxy_args: Option<Vec<String>>,
 }
 
 /// Which addresses machines have on the underlay, beside the link-local ones.
@@ -390,6 +393,7 @@ mod tests {
             etcd_prefix: "/coreos.com/network".into(),
             config: None,
             overlay_args: vec![],
+            proxy_args: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use crate::{Host, LabError};
+use crate::{Host, LabError, Response};
 
 impl Host {
     /// The subnets it has leased, IPv4 first, as its subnet file says.
@@ -29,16 +29,7 @@ impl Host {
 
     /// What its kernel lacks or has too much, by the daemon's own fresh look: `weft diff`.
     pub fn drift(&self) -> Result<Vec<String>, LabError> {
-        let answer = self.api("/diff")?;
-        let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-        let lines = |key: &str| body[key].as_array().cloned().unwrap_or_default();
-        if answer.status != 200 {
-            return Err(LabError::Traffic {
-                what: format!("{} /diff: {}", answer.status, answer.body.trim()),
-            });
-        }
-        let both = [lines("changes"), lines("conflicts")].concat();
-        Ok(both.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
+        drift(&self.api("/diff")?)
     }
 
     /// As [`Host::drift`], as an error while there is any.
@@ -48,7 +39,18 @@ impl Host {
     }
 }
 
-fn sum(metrics: &str, prefix: &str) -> f64 {
+/// What a daemon's `/diff` answers, line by line.
+pub(crate) fn drift(answer: &Response) -> Result<Vec<String>, LabError> {
+    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let lines = |key: &str| body[key].as_array().cloned().unwrap_or_default();
+    if answer.status != 200 {
+        return Err(LabError::Traffic { what: format!("{} /diff: {}", answer.status, answer.body.trim()) });
+    }
+    let both = [lines("changes"), lines("conflicts")].concat();
+    Ok(both.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
+}
+
+pub(crate) fn sum(metrics: &str, prefix: &str) -> f64 {
     let whole = |line: &&str| {
         let rest = line.strip_prefix(prefix);
         // `name` must not match `name_total`.

@@ -4,6 +4,8 @@
 //! it was made. The far end of everything is an [`Endpoint`]: a place and one of its addresses.
 
 mod echo;
+mod load;
+mod named;
 mod probe;
 mod service;
 mod transfer;
@@ -11,10 +13,13 @@ mod transfer;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+pub use load::{Load, LoadReport};
+pub use named::{Answer, Answers, Protocol, Server};
 pub use probe::{Probe, Report};
 pub use service::Service;
 pub use transfer::Transfer;
 
+use crate::http::{self, Response};
 use crate::{Host, LabError, Place, Pod};
 
 /// How long a connection may take to be made; three SYNs go out in that time.
@@ -88,6 +93,25 @@ impl Place {
         let what = format!("tcp {} -> {}", self.name(), target.address);
         Ok(Probe::start(what, echo::Tcp::over(stream).map_err(LabError::io("converse"))?, interval)?
             .with(service))
+    }
+
+    /// As [`Place::converse`] with a [`Place::server`] that runs, by whatever address it is reached. Also
+    /// tells who answered.
+    pub fn converse_with(&self, to: SocketAddr, interval: Duration) -> Result<(String, Probe), LabError> {
+        let what = format!("tcp {} -> {to}", self.name());
+        let ((server, _), stream) =
+            self.within(|| named::greeted(to, CONNECT))?.map_err(LabError::io(format!("connect {what}")))?;
+        let echo = echo::Tcp::over(stream).map_err(LabError::io("converse"))?;
+        Ok((server, Probe::start(what, echo, interval)?))
+    }
+
+    /// GET over HTTP from here.
+    pub fn http_get(&self, from: SocketAddr, path: &str) -> Result<Response, LabError> {
+        let stream = self.tcp_connect(from)?;
+        stream
+            .set_read_timeout(Some(CONNECT))
+            .and_then(|()| http::get(stream, path))
+            .map_err(LabError::io(format!("get {path} from {from}")))
     }
 
     /// Sends so many bytes over one TCP connection; both ends hash them, and the hashes are equal.

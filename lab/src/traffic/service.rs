@@ -36,14 +36,21 @@ impl Service {
 
     /// Serves each TCP connection on a thread of its own. `serve` is to end once the flag is set.
     pub(super) fn tcp(place: &Place, serve: fn(TcpStream, &AtomicBool)) -> Result<Self, LabError> {
-        let listener = opened(place, || TcpListener::bind(everywhere()))?;
+        Self::on_listener(opened(place, || TcpListener::bind(everywhere()))?, serve)
+    }
+
+    /// As [`Service::tcp`], on a listener that is open.
+    pub(super) fn on_listener(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, &AtomicBool) + Clone + Send + 'static,
+    ) -> Result<Self, LabError> {
         let port = listener.local_addr().map_err(LabError::io("ask for the port"))?.port();
         // Linux bounds accept(2) by the receive timeout too (socket(7)).
         SockRef::from(&listener).set_read_timeout(Some(LOOK)).map_err(LabError::io("set a timeout"))?;
         Self::start(port, move |stop| {
             while !stop.load(Ordering::Relaxed) {
                 if let Ok((stream, _)) = listener.accept() {
-                    let stop = stop.clone();
+                    let (serve, stop) = (serve.clone(), stop.clone());
                     std::thread::spawn(move || serve(stream, &stop));
                 }
             }
@@ -52,10 +59,7 @@ impl Service {
 
     /// Echoes datagrams.
     pub(super) fn udp(place: &Place) -> Result<Self, LabError> {
-        let socket = opened(place, || UdpSocket::bind(everywhere()))?;
-        let port = socket.local_addr().map_err(LabError::io("ask for the port"))?.port();
-        socket.set_read_timeout(Some(LOOK)).map_err(LabError::io("set a timeout"))?;
-        Self::start(port, move |stop| {
+        Self::on_socket(opened(place, || UdpSocket::bind(everywhere()))?, |socket, stop| {
             let mut buffer = vec![0; 1 << 16];
             while !stop.load(Ordering::Relaxed) {
                 if let Ok((read, from)) = socket.recv_from(&mut buffer) {
@@ -63,6 +67,17 @@ impl Service {
                 }
             }
         })
+    }
+
+    /// Serves datagrams on a socket that is open: `serve` reads until the flag is set, and is woken to
+    /// look at it.
+    pub(super) fn on_socket(
+        socket: UdpSocket,
+        serve: impl FnOnce(&UdpSocket, &AtomicBool) + Send + 'static,
+    ) -> Result<Self, LabError> {
+        let port = socket.local_addr().map_err(LabError::io("ask for the port"))?.port();
+        socket.set_read_timeout(Some(LOOK)).map_err(LabError::io("set a timeout"))?;
+        Self::start(port, move |stop| serve(&socket, &stop))
     }
 
     fn start(port: u16, serve: impl FnOnce(Arc<AtomicBool>) + Send + 'static) -> Result<Self, LabError> {
@@ -121,6 +136,9 @@ fn everywhere() -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, 0).into()
 }
 
-fn opened<T: Send>(place: &Place, open: impl FnOnce() -> io::Result<T> + Send) -> Result<T, LabError> {
+pub(super) fn opened<T: Send>(
+    place: &Place,
+    open: impl FnOnce() -> io::Result<T> + Send,
+) -> Result<T, LabError> {
     place.within(open)?.map_err(LabError::io(format!("open a socket in {}", place.name())))
 }
