@@ -144,7 +144,7 @@ pub fn plan(model: &Model, around: &Surroundings) -> Result<Table, BadName> {
     table.comment = Some("made by weft overlay; changes are undone".into());
     let Untracked { arriving, leaving } = untracked(&mut table, model, around);
     if model.anti_spoofing {
-        spoofing::add(&mut table, model, around, arriving);
+        spoofing::add(&mut table, model, around, &arriving);
     } else {
         add_untracked(&mut table, "untracked-in", Hook::Prerouting, arriving);
     }
@@ -171,7 +171,6 @@ fn untracked(table: &mut Table, model: &Model, around: &Surroundings) -> Untrack
     tunnels.sort_by_key(|tunnel| tunnel.port());
     let mut rules = Untracked::default();
     for ip in outer_families(model).filter(|_| !tunnels.is_empty()) {
-        let here = here_set(table, model, ip);
         for tunnel in &tunnels {
             let packet = || tunnel.only(ip.only(Rule::new()).udp_dport(tunnel.port()));
             // The daemon counts what its own tunnel carries.
@@ -182,9 +181,11 @@ fn untracked(table: &mut Table, model: &Model, around: &Surroundings) -> Untrack
                 Tunnel::Udp { .. } => (peers_set(table, model, ip), peers_set(table, model, ip)),
             };
             // The set that counts comes last: only what the whole rule fits is counted.
-            let arriving = packet().in_set([ip.daddr()], &here).in_set([ip.saddr()], &from);
-            rules.arriving.push(arriving.notrack().accept());
-            rules.leaving.push(packet().in_set([ip.saddr()], &here).in_set([ip.daddr()], &to).notrack());
+            let arriving = here(table, model, ip, packet(), ip.daddr()).in_set([ip.saddr()], &from);
+            let arriving = arriving.notrack().accept();
+            rules.arriving.push(arriving.comment("tunnel packets fill no table of connections"));
+            let leaving = here(table, model, ip, packet(), ip.saddr()).in_set([ip.daddr()], &to);
+            rules.leaving.push(leaving.notrack().accept());
         }
     }
     rules
@@ -294,15 +295,29 @@ fn peers_set(table: &mut Table, model: &Model, ip: Ip) -> SetName {
     name
 }
 
-/// Our own underlay addresses; the set is made once.
-fn here_set(table: &mut Table, model: &Model, ip: Ip) -> SetName {
-    let name = ip.name("here");
+/// Our own underlay addresses.
+fn here_addresses(model: &Model, ip: Ip) -> BTreeSet<IpAddr> {
     let public = [model.me.public_v4.map(IpAddr::V4), model.me.public_v6.map(IpAddr::V6)];
     let on_link = model.me.underlay.addresses.iter().map(|network| network.ip());
-    let addresses = on_link.chain(public.into_iter().flatten()).filter(|addr| Ip::of(*addr) == ip);
+    on_link.chain(public.into_iter().flatten()).filter(|addr| Ip::of(*addr) == ip).collect()
+}
+
+/// The same as a set; it is made once.
+fn here_set(table: &mut Table, model: &Model, ip: Ip) -> SetName {
+    let name = ip.name("here");
+    let addresses = here_addresses(model, ip).into_iter().map(Key::from);
     let spec = SetSpec::exact([ip.data_type()]).comment("this host");
-    table.sets.entry(name.clone()).or_insert_with(|| spec.with(addresses.map(Key::from)));
+    table.sets.entry(name.clone()).or_insert_with(|| spec.with(addresses));
     name
+}
+
+/// Only packets whose address there is our own. Most hosts have one, and every tunnel packet comes
+/// by: to compare it costs less than to look it up.
+fn here(table: &mut Table, model: &Model, ip: Ip, rule: Rule, address: Selector) -> Rule {
+    match here_addresses(model, ip).into_iter().collect::<Vec<_>>().as_slice() {
+        [only] => rule.in_network(address, IpNetwork::from(*only)),
+        _ => rule.in_set([address], &here_set(table, model, ip)),
+    }
 }
 
 /// Ranges without overlaps, which the kernel would refuse.

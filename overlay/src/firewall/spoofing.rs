@@ -21,11 +21,11 @@
 //! host-gw: a neighbour whose MAC is known may send only from its own addresses, and nobody else
 //! may send from those. A peer whose MAC is not known is not checked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft_kernel::net::Vni;
+use weft_kernel::net::{LinkName, Vni};
 use weft_kernel::nft::{
     Base, ChainKind, ChainName, CounterReading, DataType, Hook, Key, Part, PayloadBase, Rule, Selector, Set,
     SetName, SetSpec, Table,
@@ -75,7 +75,7 @@ impl Drops {
 
 /// `arriving`: the rules for tunnel packets that arrive. They go into the chain that every packet
 /// passes anyway: each further base chain at a hook costs every packet a visit.
-pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings, arriving: Vec<Rule>) {
+pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings, arriving: &[Rule]) {
     add_tunnels(table, model, around);
     add_sources(table, model, around, arriving);
 }
@@ -209,40 +209,53 @@ fn own_sources(peer: &Peer) -> impl Iterator<Item = IpNetwork> {
 }
 
 /// Packets that are not in a tunnel (any more), before they are routed or tracked.
-fn add_sources(table: &mut Table, model: &Model, around: &Surroundings, arriving: Vec<Rule>) {
+///
+/// Every packet comes by, so what most packets are is found out first, and by as few lookups as can
+/// be: the links of tunnels and the underlay are compared, as they are few.
+fn add_sources(table: &mut Table, model: &Model, around: &Surroundings, arriving: &[Rule]) {
     let mut entrance = Vec::new();
+    let tunnels = add_chain(table, "tunnel-sources", None, None, own_from_outside(model));
+    for link in &around.tunnel_links {
+        entrance.push(Rule::new().iifname(link).goto(&tunnels));
+    }
+    let underlay = add_underlay(table, model, around, arriving);
+    entrance.push(Rule::new().iifname(&model.me.underlay.link).goto(&underlay));
+    entrance.extend(Ip::BOTH.map(|ip| pod_by_address(table, around, ip)));
     let links = link_set(table, "pod_links", "where pods' packets come in", around.pods.keys());
     let pods = add_pods(table, around);
     entrance.push(Rule::new().in_set([Selector::IifName], &links).goto(&pods));
-    // From a peer to ourselves: what is in it is judged where it arrives, and where it comes out.
-    entrance
-        .extend(arriving.into_iter().map(|rule| rule.comment("tunnel packets fill no table of connections")));
-    let outside: BTreeSet<_> = around.tunnel_links.iter().chain([&model.me.underlay.link]).collect();
-    let links = link_set(table, "outside_links", "underlay and tunnels", outside);
-    let chain = add_outside(table, model, around);
-    entrance.push(Rule::new().in_set([Selector::IifName], &links).goto(&chain));
+    // Peers may come by another link than the one that leads to most of them.
+    entrance.extend_from_slice(arriving);
     let hook = base(ChainKind::Filter, Hook::Prerouting, Base::PRIORITY_RAW);
     add_chain(table, "sources", Some(hook), None, entrance);
 }
 
+/// Whole addresses of pods are looked up in one step; networks (bridges) are few and have rules.
+fn pod_by_address(table: &mut Table, around: &Surroundings, ip: Ip) -> Rule {
+    let name = ip.name("pods");
+    let keys = pod_sources(around, ip).filter(|(_, source)| is_whole(*source));
+    let keys = keys.map(|(link, source)| Key::concat([link.into(), source.ip().into()]));
+    let spec = SetSpec::exact([DataType::LinkName, ip.data_type()]).comment("each pod's own address");
+    table.sets.insert(name.clone(), spec.with(keys));
+    let rule = ip.only(Rule::new()).in_set([Selector::IifName, ip.saddr()], &name).return_();
+    rule.comment("a pod, from its own address")
+}
+
+fn pod_sources(around: &Surroundings, ip: Ip) -> impl Iterator<Item = (&LinkName, IpNetwork)> {
+    let all = around.pods.iter().flat_map(|(link, sources)| sources.iter().map(move |s| (link, *s)));
+    all.filter(move |(_, source)| ip.is(source))
+}
+
+fn is_whole(network: IpNetwork) -> bool {
+    network.prefix() == if network.is_ipv4() { 32 } else { 128 }
+}
+
+/// What else may come in by pods' links.
 fn add_pods(table: &mut Table, around: &Surroundings) -> ChainName {
     let mut rules = Vec::new();
     for ip in Ip::BOTH {
-        // Whole addresses are looked up in one step; networks (bridges) are few and have rules.
-        let whole = |network: &IpNetwork| network.prefix() == if ip == Ip::V4 { 32 } else { 128 };
-        let sources = || {
-            let all = around.pods.iter().flat_map(|(link, sources)| sources.iter().map(move |s| (link, s)));
-            all.filter(|(_, source)| ip.is(source))
-        };
-        let name = ip.name("pods");
-        let keys = sources().filter(|(_, source)| whole(source));
-        let keys = keys.map(|(link, source)| Key::concat([link.into(), source.ip().into()]));
-        let spec = SetSpec::exact([DataType::LinkName, ip.data_type()]).comment("each pod's own address");
-        table.sets.insert(name.clone(), spec.with(keys));
-        let rule = ip.only(Rule::new()).in_set([Selector::IifName, ip.saddr()], &name).return_();
-        rules.push(rule.comment("a pod, from its own address"));
-        for (link, network) in sources().filter(|(_, source)| !whole(source)) {
-            let rule = ip.only(Rule::new()).iifname(link).in_network(ip.saddr(), *network).return_();
+        for (link, network) in pod_sources(around, ip).filter(|(_, source)| !is_whole(*source)) {
+            let rule = ip.only(Rule::new()).iifname(link).in_network(ip.saddr(), network).return_();
             rules.push(rule.comment("a bridge, from an address of its subnet"));
         }
     }
@@ -256,25 +269,30 @@ fn add_pods(table: &mut Table, around: &Surroundings) -> ChainName {
     add_chain(table, "pod-sources", None, None, rules)
 }
 
-fn add_outside(table: &mut Table, model: &Model, around: &Surroundings) -> ChainName {
-    let mut rules = Vec::new();
+/// What comes in by the link that leads to the other hosts.
+fn add_underlay(table: &mut Table, model: &Model, around: &Surroundings, arriving: &[Rule]) -> ChainName {
+    // From a peer to ourselves: what is in it is judged where it arrives, and where it comes out.
+    let mut rules = arriving.to_vec();
+    rules.extend(own_from_outside(model));
     let plain = add_plain(table, model, around);
     for ip in Ip::BOTH {
-        let Some(own) = ip.own(model) else { continue };
-        let rule = ip.only(Rule::new()).in_network(ip.saddr(), own).counter().drop();
-        rules.push(rule.comment(OUTSIDE));
-        let Some(cluster) = ip.cluster(model) else { continue };
+        let (Some(own), Some(cluster)) = (ip.own(model), ip.cluster(model)) else { continue };
         // Only what is meant for our pods: a peer's pod may well send to an address of this host
         // past the tunnel, where nobody masquerades.
-        let rule = ip
-            .only(Rule::new())
-            .iifname(&model.me.underlay.link)
-            .in_network(ip.saddr(), cluster)
-            .in_network(ip.daddr(), own)
-            .goto(&plain);
+        let rule =
+            ip.only(Rule::new()).in_network(ip.saddr(), cluster).in_network(ip.daddr(), own).goto(&plain);
         rules.push(rule.comment("pod to pod past the tunnels"));
     }
-    add_chain(table, "outside-sources", None, None, rules)
+    add_chain(table, "underlay-sources", None, None, rules)
+}
+
+/// Nobody outside has an address of our own subnet.
+fn own_from_outside(model: &Model) -> Vec<Rule> {
+    let with_own = Ip::BOTH.into_iter().filter_map(|ip| Some((ip, ip.own(model)?)));
+    let drop = |(ip, own): (Ip, IpNetwork)| {
+        ip.only(Rule::new()).in_network(ip.saddr(), own).counter().drop().comment(OUTSIDE)
+    };
+    with_own.map(drop).collect()
 }
 
 /// Pods' packets on the underlay itself: from peers that may use a plain route, and by the MAC that
@@ -320,7 +338,7 @@ fn link_set<'a>(
     table: &mut Table,
     name: &str,
     comment: &str,
-    links: impl IntoIterator<Item = &'a weft_kernel::net::LinkName>,
+    links: impl IntoIterator<Item = &'a LinkName>,
 ) -> SetName {
     let set: Set =
         SetSpec::exact([DataType::LinkName]).comment(comment).with(links.into_iter().map(Key::from));
