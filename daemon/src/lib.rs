@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod reconcile;
 pub mod sd_notify;
+pub mod settings;
 pub mod signals;
 
 use std::io;

@@ -28,7 +28,6 @@ pub mod probe;
 pub mod reconcile;
 pub mod registry;
 pub mod run;
-pub mod settings;
 pub mod subnet_file;
 pub mod takeover;
 pub mod udp;

@@ -8,7 +8,7 @@ use std::process::Command;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("weft-store", &[]),
     ("weft-kernel", &[]),
-    ("weft-daemon", &[]),
+    ("weft-daemon", &["weft-kernel"]),
     ("weft-overlay", &["weft-daemon", "weft-kernel", "weft-store"]),
     ("weft-proxy", &["weft-daemon", "weft-kernel"]),
     ("weft-lab", &["weft-kernel"]),

@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use weft_daemon::log::chain;
+use weft_daemon::settings::Settings;
 use weft_kernel::net::{Change, Rtnetlink};
 use weft_kernel::nft::{Nft, TableKey, Transaction};
 
 use crate::firewall::{self, forward, programs};
 use crate::options::NetworkName;
 use crate::plan::Scope;
-use crate::settings::Settings;
 use crate::takeover;
 use doomed::{Doomed, doomed};
 use trail::Trail;

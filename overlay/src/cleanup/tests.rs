@@ -3,12 +3,13 @@
 use std::process::Command;
 
 use ipnetwork::IpNetwork;
+use weft_daemon::settings::Setting;
 use weft_kernel::net::{Change, Proxy, Route, RouteKey, RouteKind, State};
 use weft_kernel::netns::{NetNs, run_in};
 
 use super::*;
 use crate::fixtures::{name, net, plain_link, vxlan_link};
-use crate::plan::{MAIN_TABLE, ROUTE_PROTOCOL, Sysctl};
+use crate::plan::{MAIN_TABLE, ROUTE_PROTOCOL};
 
 fn route(dst: &str, link: Option<&str>) -> Route {
     Route {
@@ -190,7 +191,7 @@ impl Host {
         );
         write(&state.join("cache.json"), &cache);
         run_in(&self.ns, || {
-            let setting = |path: &str| Sysctl { path: path.into(), value: "1", only_over: None };
+            let setting = |path: &str| Setting::new(path, "1");
             let wanted = [setting("net/ipv4/ip_forward"), setting("net/ipv6/conf/all/forwarding")];
             assert_eq!(Settings::new(&state).apply(&wanted).unwrap(), 2);
             sh("ip link add weft.7 address 4e:11:00:00:00:07 type vxlan id 7 dstport 8472 local 192.0.2.7

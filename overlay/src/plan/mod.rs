@@ -16,11 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
+use weft_daemon::settings::Setting;
 use weft_kernel::net::{Address, LinkName, Route, RouteKey, RouteKind, State};
 
 pub use crate::backend::udp::UdpPlan;
 pub use scope::{Role, Scope};
-pub use sysctls::{Sysctl, keep_router_advertisements};
+pub use sysctls::keep_router_advertisements;
 pub use transport::{End, Skip, Transport, Way, Whose, choose};
 
 use crate::backend::{self, host_gw, udp, vxlan};
@@ -45,7 +46,7 @@ pub struct Desired {
     /// Which part of an observed state is ours to change.
     pub scope: Scope,
     /// Kernel settings, in the order in which they must be made.
-    pub sysctls: Vec<Sysctl>,
+    pub sysctls: Vec<Setting>,
     /// What the userspace tunnel needs, when it is in use.
     pub udp: Option<UdpPlan>,
     /// The way to each peer's subnet, per inner family.

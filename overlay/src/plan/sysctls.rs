@@ -1,5 +1,6 @@
 //! The kernel settings without which pods' packets are not forwarded.
 
+use weft_daemon::settings::{Over, Setting};
 use weft_kernel::net::State;
 
 use crate::backend;
@@ -9,19 +10,8 @@ use crate::model::{Family, Model};
 /// Routes learned from router advertisements (RTPROT_RA, include/uapi/linux/rtnetlink.h).
 const PROTOCOL_RA: u8 = 9;
 
-/// A setting under `/proc/sys`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Sysctl {
-    /// Its path below `/proc/sys`, with `/` between the parts: link names contain dots.
-    pub path: String,
-    /// The value to write.
-    pub value: &'static str,
-    /// Write it only over this value; any other was somebody's decision.
-    pub only_over: Option<&'static str>,
-}
-
 /// What the model asks for: forwarding in every family that we lease a subnet in.
-pub(super) fn wanted(model: &Model) -> Vec<Sysctl> {
+pub(super) fn wanted(model: &Model) -> Vec<Setting> {
     let mut wanted = Vec::new();
     let Some(own) = model.me.subnet.filter(|_| model.config.backend != Backend::Alloc) else { return wanted };
     for family in backend::inner_families(&model.config).filter(|family| own.of(*family).is_some()) {
@@ -32,7 +22,7 @@ pub(super) fn wanted(model: &Model) -> Vec<Sysctl> {
                 "net/ipv6/conf/all/forwarding"
             }
         };
-        wanted.push(Sysctl { path: path.to_owned(), value: "1", only_over: None });
+        wanted.push(Setting::new(path, "1"));
     }
     wanted
 }
@@ -40,12 +30,12 @@ pub(super) fn wanted(model: &Model) -> Vec<Sysctl> {
 /// A host that forwards ignores router advertisements, and drops the default routes it learned
 /// from them, unless `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst). To be written
 /// before IPv6 forwarding is switched on, for every link whose routes came from advertisements.
-pub fn keep_router_advertisements(observed: &State) -> Vec<Sysctl> {
+pub fn keep_router_advertisements(observed: &State) -> Vec<Setting> {
     let learned = observed.routes.values().filter(|route| route.protocol == PROTOCOL_RA);
     let links: std::collections::BTreeSet<_> = learned.filter_map(|route| route.link.as_ref()).collect();
     links.into_iter().map(|link| keep(link.as_str())).collect()
 }
 
-fn keep(link: &str) -> Sysctl {
-    Sysctl { path: format!("net/ipv6/conf/{link}/accept_ra"), value: "2", only_over: Some("1") }
+fn keep(link: &str) -> Setting {
+    Setting::new(format!("net/ipv6/conf/{link}/accept_ra"), "2").over(Over::Only("1"))
 }

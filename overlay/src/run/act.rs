@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
+use weft_daemon::settings::Setting;
 use weft_kernel::net::{Failure, LinkName, State};
 use weft_kernel::tun::{Framing, Tun};
 
@@ -19,7 +20,7 @@ use crate::backend;
 use crate::firewall::{Surroundings, Tunnel as FilteredTunnel};
 use crate::lease::LeaseState;
 use crate::model::{Family, Model};
-use crate::plan::{Desired, End, Sysctl, Transport, keep_router_advertisements};
+use crate::plan::{Desired, End, Transport, keep_router_advertisements};
 use crate::udp::{PeerTable, Tunnel, TunnelOptions};
 
 /// The userspace tunnel and what it was started with.
@@ -37,7 +38,7 @@ impl Engine {
         desired: &Desired,
         observed: &State,
     ) -> Result<usize, String> {
-        let mut wanted: Vec<Sysctl> = Vec::new();
+        let mut wanted: Vec<Setting> = Vec::new();
         if model.config.v6.is_some() {
             wanted.extend(keep_router_advertisements(observed));
         }
@@ -45,17 +46,9 @@ impl Engine {
         if let Some(subnet) = model.me.subnet {
             // Whoever shares the subnet with our pods on a link of its own asks there for their addresses.
             for link in assemble::sharing_links(subnet, observed) {
-                wanted.push(Sysctl {
-                    path: format!("net/ipv4/conf/{link}/proxy_arp"),
-                    value: "1",
-                    only_over: None,
-                });
+                wanted.push(Setting::new(format!("net/ipv4/conf/{link}/proxy_arp"), "1"));
                 if model.config.v6.is_some() {
-                    wanted.push(Sysctl {
-                        path: format!("net/ipv6/conf/{link}/proxy_ndp"),
-                        value: "1",
-                        only_over: None,
-                    });
+                    wanted.push(Setting::new(format!("net/ipv6/conf/{link}/proxy_ndp"), "1"));
                 }
             }
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 use weft_daemon::health::Health;
+use weft_daemon::settings::Settings;
 use weft_kernel::net::Failure;
 use weft_store::{Store, Txn};
 
@@ -34,7 +35,6 @@ use crate::plan::{Desired, plan};
 use crate::probe::{Outcomes, Target};
 use crate::reconcile::Report;
 use crate::registry::{Known, Registry};
-use crate::settings::Settings;
 use crate::underlay;
 
 /// A look at everything the kernel holds takes at most one part in so many of the time: with

@@ -1,4 +1,4 @@
-//! Kernel settings that weft changes, and what they were: `weft cleanup` puts every one back.
+//! Kernel settings that a daemon changes, and what they were: `weft cleanup` puts every one back.
 //!
 //! What a setting was is on disk before it is changed, so that a crash in between loses nothing.
 
@@ -7,12 +7,57 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use weft_daemon::fs::{WriteError, write_atomic};
 use weft_kernel::sysctl::{BadSysctl, Sysctl, SysctlError};
 
-use crate::plan::Sysctl as Wanted;
+use crate::fs::{WriteError, write_atomic};
 
-/// The settings of one network's daemon, in the network namespace of the calling thread.
+/// A setting under `/proc/sys`, as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setting {
+    /// Its path below `/proc/sys`, with `/` between the parts: link names contain dots.
+    pub path: String,
+    /// The value to write.
+    pub value: String,
+    /// Over which other values.
+    pub over: Over,
+}
+
+/// Which values of a setting are changed; the others were somebody's decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Over {
+    /// Every one.
+    Any,
+    /// This one.
+    Only(&'static str),
+    /// Smaller numbers.
+    Smaller,
+}
+
+impl Setting {
+    /// Has to have this value, whatever it is.
+    pub fn new(path: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { path: path.into(), value: value.into(), over: Over::Any }
+    }
+
+    /// The same, written over these values only.
+    pub fn over(self, over: Over) -> Self {
+        Self { over, ..self }
+    }
+
+    /// Whether this value is to be changed.
+    fn replaces(&self, now: &str) -> bool {
+        now != self.value
+            && match self.over {
+                Over::Any => true,
+                Over::Only(value) => now == value,
+                Over::Smaller => {
+                    matches!((now.parse::<u64>(), self.value.parse::<u64>()), (Ok(now), Ok(then)) if now < then)
+                }
+            }
+    }
+}
+
+/// The settings of one daemon, in the network namespace of the calling thread.
 #[derive(Debug)]
 pub struct Settings {
     path: PathBuf,
@@ -55,11 +100,12 @@ impl Settings {
     }
 
     /// Makes the settings as wanted and says how many had to be changed. A setting that this kernel
-    /// does not have (IPv6 built out) needs nothing.
+    /// does not have (IPv6 built out, a module not loaded yet), or that this network namespace only
+    /// shows (the size of the table of connections belongs to the first one), needs nothing.
     ///
     /// # Errors
     /// The first failure; the rest is still tried.
-    pub fn apply(&mut self, wanted: &[Wanted]) -> Result<usize, SettingsError> {
+    pub fn apply(&mut self, wanted: &[Setting]) -> Result<usize, SettingsError> {
         let (mut changed, mut first_error) = (0, None);
         for setting in wanted {
             match self.make(setting) {
@@ -72,14 +118,14 @@ impl Settings {
         first_error.map_or(Ok(changed), Err)
     }
 
-    fn make(&mut self, wanted: &Wanted) -> Result<bool, SettingsError> {
+    fn make(&mut self, wanted: &Setting) -> Result<bool, SettingsError> {
         let sysctl: Sysctl = wanted.path.parse()?;
         let now = match sysctl.read() {
             Ok(now) => now,
             Err(error) if error.is_absent() => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        if now == wanted.value || wanted.only_over.is_some_and(|only| only != now) {
+        if !wanted.replaces(&now) || is_only_shown(&sysctl) {
             return Ok(false);
         }
         let mut before = self.before.clone();
@@ -94,8 +140,8 @@ impl Settings {
             write_atomic(&self.path, &text, 0o600)?;
             self.before = before;
         }
-        tracing::info!(setting = %sysctl, from = now, to = wanted.value, "kernel setting changed");
-        sysctl.set(wanted.value)?;
+        tracing::info!(setting = %sysctl, from = now, to = %wanted.value, "kernel setting changed");
+        sysctl.set(&wanted.value)?;
         Ok(true)
     }
 
@@ -135,6 +181,11 @@ impl Settings {
     }
 }
 
+/// Nobody may write it, root included: so the kernel marks what belongs to the first namespace.
+fn is_only_shown(sysctl: &Sysctl) -> bool {
+    fs::metadata(sysctl.path()).is_ok_and(|found| found.permissions().readonly())
+}
+
 /// The settings that the kernel changes along with this one: forwarding as a whole writes every
 /// link's, and IPv4's turns `accept_redirects` over (net/ipv4/devinet.c, `inet_forward_change`;
 /// net/ipv6/addrconf.c, `addrconf_forward_change`).
@@ -164,11 +215,8 @@ mod tests {
 
     const FORWARD: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
-    fn forward() -> Vec<Wanted> {
-        FORWARD
-            .iter()
-            .map(|(path, value)| Wanted { path: (*path).to_owned(), value, only_over: None })
-            .collect()
+    fn forward() -> Vec<Setting> {
+        FORWARD.iter().map(|(path, value)| Setting::new(*path, *value)).collect()
     }
 
     #[test]
@@ -199,14 +247,34 @@ mod tests {
         run_in(&ns, || {
             let accept_ra: Sysctl = "net/ipv6/conf/lo/accept_ra".parse().unwrap();
             accept_ra.set("0").unwrap();
-            let path = "net/ipv6/conf/lo/accept_ra".to_owned();
-            let over_one = Wanted { path, value: "2", only_over: Some("1") };
-            let absent = Wanted { path: "net/ipv4/conf/none/forwarding".into(), value: "1", only_over: None };
+            let over_one = Setting::new("net/ipv6/conf/lo/accept_ra", "2").over(Over::Only("1"));
+            let absent = Setting::new("net/ipv4/conf/none/forwarding", "1");
             let mut settings = Settings::new(dir.path());
             assert_eq!(settings.apply(&[over_one.clone(), absent]).unwrap(), 0);
             accept_ra.set("1").unwrap();
             assert_eq!(settings.apply(&[over_one]).unwrap(), 1);
             assert_eq!(accept_ra.read().unwrap(), "2");
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_larger_number_stays_and_so_does_what_is_only_shown() {
+        let ns = NetNs::anonymous().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        run_in(&ns, || {
+            let queue: Sysctl = "net/unix/max_dgram_qlen".parse().unwrap();
+            let wanted = [Setting::new("net/unix/max_dgram_qlen", "100").over(Over::Smaller)];
+            let mut settings = Settings::new(dir.path());
+            queue.set("200").unwrap();
+            assert_eq!(settings.apply(&wanted).unwrap(), 0);
+            queue.set("20").unwrap();
+            assert_eq!(settings.apply(&wanted).unwrap(), 1);
+            assert_eq!(queue.read().unwrap(), "100");
+            // Since Linux 5.1 this namespace may read how large the tables of the first one are.
+            let shown = "net/netfilter/nf_conntrack_max";
+            assert!(is_only_shown(&shown.parse().unwrap()), "not the first namespace's to set?");
+            assert_eq!(settings.apply(&[Setting::new(shown, "1")]).unwrap(), 0);
         })
         .unwrap();
     }
