@@ -3,10 +3,11 @@
 //!
 //! Nothing here decides. [`net`] holds plain data about a host's network, a seam ([`net::Net`]) to
 //! read and change it, the real kernel behind it and an honest fake. [`nft`] speaks nftables over
-//! netlink, [`conntrack`] connection tracking. The rest is small: [`netns`], [`netconf`], [`sysctl`], [`offload`],
-//! [`tun`].
+//! netlink, [`conntrack`] connection tracking, [`iptables`] calls that program's own. The rest is small:
+//! [`netns`], [`netconf`], [`sysctl`], [`offload`], [`tun`].
 
 pub mod conntrack;
+pub mod iptables;
 pub mod net;
 pub mod netconf;
 pub mod netns;

@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use weft_daemon::log::chain;
 use weft_daemon::settings::Settings;
+use weft_kernel::iptables::programs;
 use weft_kernel::net::{Change, Rtnetlink};
 use weft_kernel::nft::{Nft, TableKey, Transaction};
 
-use crate::firewall::{self, forward, programs};
+use crate::firewall::{self, forward};
 use crate::options::NetworkName;
 use crate::plan::Scope;
 use crate::takeover;

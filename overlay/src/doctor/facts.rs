@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use weft_daemon::health::Condition;
+use weft_kernel::iptables::Iptables;
 use weft_kernel::net::{LinkName, Mac};
 use weft_kernel::nft::Table;
 
 use crate::firewall::Surroundings;
-use crate::firewall::iptables::Iptables;
 use crate::model::{Model, Subnet};
 
 /// Everything.

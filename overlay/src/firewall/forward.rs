@@ -10,8 +10,7 @@
 //! comment `weft:<network>`, by which they are found again, in whatever chain.
 
 use ipnetwork::IpNetwork;
-
-use super::iptables::{Iptables, Restore, SavedChain, SavedTable, saved_table, unconditional};
+use weft_kernel::iptables::{Iptables, Restore, SavedChain, SavedTable, saved_table, unconditional};
 
 /// The kernel's chain that forwarded packets pass.
 const FORWARD: &str = "FORWARD";

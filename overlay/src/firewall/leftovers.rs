@@ -3,9 +3,8 @@
 //!
 //! Our own table should be in force before: then no packet goes out without a masquerade.
 
+use weft_kernel::iptables::{Restore, saved_table};
 use weft_kernel::nft::{Family, TableKey, Transaction};
-
-use super::iptables::{Restore, saved_table};
 
 /// flannel's chains (pkg/trafficmngr/iptables): which table, and the chain.
 const CHAINS: [(&str, &str); 2] = [("nat", "FLANNEL-POSTRTG"), ("filter", "FLANNEL-FWD")];

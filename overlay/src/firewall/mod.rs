@@ -16,10 +16,8 @@
 
 pub mod findings;
 pub mod forward;
-pub mod iptables;
 pub mod leftovers;
 mod masquerade;
-pub mod programs;
 mod spoofing;
 mod trace;
 pub mod traffic;

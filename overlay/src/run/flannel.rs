@@ -6,13 +6,14 @@
 
 use tracing::{info, warn};
 use weft_daemon::log::chain;
+use weft_kernel::iptables::programs;
 use weft_kernel::net::{Failure, State};
 use weft_kernel::nft::Nft;
 
 use super::assemble;
 use super::engine::Engine;
 use crate::config::NetworkConfig;
-use crate::firewall::{leftovers, programs};
+use crate::firewall::leftovers;
 use crate::model::{Me, Model};
 use crate::plan::Scope;
 use crate::takeover;

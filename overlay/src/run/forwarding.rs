@@ -12,11 +12,10 @@ use ipnetwork::IpNetwork;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use weft_daemon::log::chain;
 use weft_daemon::reconcile::Trigger;
+use weft_kernel::iptables::{Iptables, programs};
 use weft_kernel::nft::{Nft, TableKey};
 
 use crate::firewall::forward;
-use crate::firewall::iptables::Iptables;
-use crate::firewall::programs;
 use crate::model::Model;
 
 /// How long iptables' programs may take together; they wait up to five seconds for their lock.

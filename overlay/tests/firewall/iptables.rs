@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use weft_kernel::iptables::{Backend, Iptables, Restore};
 use weft_kernel::nft::Nft;
-use weft_overlay::firewall::iptables::{Backend, Iptables, Restore};
 use weft_overlay::firewall::{forward, leftovers};
 
 use crate::world::{World, heard, ip, net};

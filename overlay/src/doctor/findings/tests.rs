@@ -1,11 +1,11 @@
 //! A row for every finding: a healthy host with one thing wrong.
 
 use weft_daemon::health::Condition;
+use weft_kernel::iptables::Iptables;
 use weft_kernel::net::Mac;
 
 use super::*;
 use crate::firewall::Surroundings;
-use crate::firewall::iptables::Iptables;
 use crate::fixtures::{self, DUAL, V4, name, subnet, vxlan, weft_peer};
 
 /// Host 7, with peers 1 and 2, and nothing wrong.

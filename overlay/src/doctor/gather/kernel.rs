@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use weft_daemon::log::chain;
+use weft_kernel::iptables::programs;
 use weft_kernel::net::{Change, Link, LinkKind, Rtnetlink, Vni, Vxlan};
 use weft_kernel::netns::{NetNs, run_in};
 use weft_kernel::nft::{
@@ -11,7 +12,6 @@ use weft_kernel::nft::{
 use weft_kernel::sysctl::Sysctl;
 
 use crate::doctor::facts::Facts;
-use crate::firewall::programs;
 
 pub(super) fn look(facts: &mut Facts) {
     settings(facts);

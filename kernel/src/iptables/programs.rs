@@ -4,9 +4,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
-use weft_kernel::nft::TableKey;
-
-use super::iptables::{Iptables, Restore};
+use super::{Iptables, Restore};
+use crate::nft::TableKey;
 
 /// A program of iptables' could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +58,28 @@ pub fn restore(tables: Iptables, steps: &Restore) -> Result<(), ProgramError> {
     if steps.is_empty() {
         return Ok(());
     }
+    restore_text(tables, &steps.to_string()).map(|_| ())
+}
+
+/// Changes the rule set as the text says; the answer is the process that did it, which with
+/// [`Backend::Nft`](super::Backend::Nft) is the netlink port of the event too.
+///
+/// # Errors
+/// When the program is missing or fails. What stands before the last `COMMIT` that it came to is done.
+pub fn restore_text(tables: Iptables, text: &str) -> Result<u32, ProgramError> {
     let program = tables.restore_program();
     let start = |source| ProgramError::Start { program, source };
     let mut command = Command::new(program);
     command.args(Restore::ARGUMENTS).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(start)?;
+    let process = child.id();
     if let Some(mut stdin) = child.stdin.take() {
-        // Shorter than a pipe holds; if the program has gone already, its last words say why.
-        let _ = stdin.write_all(steps.to_string().as_bytes());
+        // If the program has gone already, its last words say why.
+        let _ = stdin.write_all(text.as_bytes());
     }
     let output = child.wait_with_output().map_err(start)?;
     if output.status.success() {
-        Ok(())
+        Ok(process)
     } else {
         Err(ProgramError::Failed { program, words: last_words(&output.stderr) })
     }
