@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::manifests::FileProblem;
 use crate::model::{Change, Problem};
@@ -22,7 +22,7 @@ pub enum News {
     /// Something is different, or the source has seen more than before.
     Update(Update),
     /// The source cannot be asked at present and goes on trying; what is known stays. The next
-    /// [`News::Update`] says that it can be asked again. One line for a person.
+    /// [`News::Update`] says whether it can be asked again. One line for a person.
     Away(String),
 }
 
@@ -41,6 +41,13 @@ pub struct Update {
     pub complete: bool,
     /// When the first of these changes had been parsed: from here on it is our time that runs.
     pub parsed: Instant,
+    /// When what these changes tell of happened, for each slice that says so
+    /// (`endpoints.kubernetes.io/last-change-trigger-time`): the beginning of what
+    /// `kubeproxy_network_programming_duration_seconds` measures. Not for what a list brought, whose
+    /// changes may be as old as they like.
+    pub triggered: Vec<SystemTime>,
+    /// A part of the source cannot be asked at present, as with [`News::Away`]; None if all of it can.
+    pub away: Option<String>,
 }
 
 /// The resource versions that stand for everything before them. A source without such (a folder of
@@ -72,12 +79,27 @@ impl fmt::Display for SourceProblem {
 }
 
 impl Update {
+    /// Nothing is different.
+    pub fn of_nothing(parsed: Instant) -> Self {
+        Self {
+            changes: Vec::new(),
+            problems: Vec::new(),
+            revisions: Revisions::default(),
+            complete: false,
+            parsed,
+            triggered: Vec::new(),
+            away: None,
+        }
+    }
+
     /// What comes after this, in one.
     pub fn join(&mut self, later: Self) {
         self.changes.extend(later.changes);
         self.problems.extend(later.problems);
         self.revisions = later.revisions;
         self.complete = later.complete;
+        self.triggered.extend(later.triggered);
+        self.away = later.away;
     }
 }
 
@@ -93,10 +115,9 @@ mod tests {
         let parsed = Instant::now();
         let update = |name, slices, complete, parsed| Update {
             changes: vec![gone(name)],
-            problems: Vec::new(),
             revisions: at(slices),
             complete,
-            parsed,
+            ..Update::of_nothing(parsed)
         };
         let mut first = update("a", None, false, parsed);
         first.join(update("b", Some(9), true, parsed + std::time::Duration::from_secs(1)));

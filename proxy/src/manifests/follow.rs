@@ -7,7 +7,7 @@ use weft_daemon::log::chain;
 
 use super::folder;
 use super::source::{Source, SourceError};
-use crate::source::{self, News, Revisions, SourceProblem};
+use crate::source::{self, News, SourceProblem};
 
 /// How long after a failure the folder is tried again. To look is cheap, and whoever mends it waits.
 const RETRY: Duration = Duration::from_secs(1);
@@ -66,9 +66,8 @@ fn told(update: folder::Update) -> News {
     News::Update(source::Update {
         changes: update.changes,
         problems: update.problems.into_iter().map(SourceProblem::File).collect(),
-        revisions: Revisions::default(),
         complete: true,
-        parsed: Instant::now(),
+        ..source::Update::of_nothing(Instant::now())
     })
 }
 
