@@ -23,7 +23,7 @@ pub trait Backend: Send {
     /// what it lacks. Whatever was right before stays untouched.
     ///
     /// # Errors
-    /// When the kernel cannot be read or refuses; [`Backend::look`] is due.
+    /// When the kernel cannot be read or refuses; [`Backend::load`] is due again.
     fn load(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError>;
 
     /// These services have these plans from now on; an empty plan takes a service away. Costs what
@@ -75,8 +75,6 @@ pub type Plans<'a> = dyn Iterator<Item = (ServiceName, ServicePlan)> + 'a;
 pub struct Applied {
     /// How many things were made, changed or deleted: elements, rules, chains.
     pub changes: usize,
-    /// Something is still to be taken away; [`Backend::look`] is due again, in a while.
-    pub leftovers: bool,
 }
 
 /// Says that the kernel may not hold what it should. A cheap handle.

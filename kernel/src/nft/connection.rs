@@ -277,8 +277,8 @@ impl Nft {
         }
     }
 
-    /// The rule set's generation, which each transaction of anybody's advances.
-    fn generation(&mut self) -> Result<u32, DumpError> {
+    /// The rule set's generation, which each transaction of anybody's advances by one.
+    pub fn generation(&mut self) -> Result<u32, DumpError> {
         let what = "generation";
         self.request(msg::GETGEN, 0, Family::Other(0), |_| {})
             .map_err(|source| DumpError::Io { what, source })?;

@@ -14,8 +14,11 @@ use weft_kernel::nft::{
     Rule, Selector, SetName, Table, Value, Verdict, merge_networks,
 };
 
-use super::layout::{DROP, Map, NOWHERE, REJECT, address_slots, destination, digit, number, source, table};
-use super::leaf::{MASQUERADE_MARK, Shape};
+use super::layout::{
+    DROP, Map, NOWHERE, REJECT, Shape, address_slots, destination, digit, layout, load_frontend, number, reg,
+    source, table,
+};
+use super::leaf::MASQUERADE_MARK;
 use super::pods::Pods;
 use crate::host::Host;
 use crate::model::{Family, family_of};
@@ -74,7 +77,7 @@ impl Frame {
     /// The table without a service.
     pub(super) fn table(&self) -> Table {
         let key = table();
-        let mut table = Table::new(key.family, key.name);
+        let mut table = Table { comment: Some(layout()), ..Table::new(key.family, key.name) };
         for family in Family::ALL {
             for map in Map::FIXED {
                 let place = map.of(family);
@@ -196,24 +199,12 @@ fn base(kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
     Chain { base: Some(Base { kind, hook, priority, policy: Policy::Accept }), rules, ..Chain::default() }
 }
 
-fn reg(slot: u32) -> Reg {
-    Reg::try_from(slot).expect("rules here use registers below 16")
-}
-
-fn frontend(rule: Rule, shape: Shape, family: Family, first: u32) -> Rule {
-    let (rule, at) = match shape {
-        Shape::Address => (rule.load(destination(family), reg(first)), first + address_slots(family)),
-        Shape::Port => (rule, first),
-    };
-    rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1))
-}
-
 /// By frontend to a number, and by that to a verdict. Debian's `nft` cannot list a lookup
 /// whose key is what another one found, so the number goes over the packet's priority: routing gives
 /// a forwarded packet a new one, and the first packet of a local connection leaves with none.
 fn by_frontend(rule: Rule, shape: Shape, map: Map, then: Map, family: Family) -> Rule {
-    frontend(rule, shape, family, 0)
-        .then(Expr::MapLookup { map: map.of(family).name(), key: reg(0), to: reg(0) })
+    let (rule, _) = load_frontend(rule, shape, family, 0);
+    rule.then(Expr::MapLookup { map: map.of(family).name(), key: reg(0), to: reg(0) })
         .then(Expr::SetMeta { key: MetaKey::Priority, from: reg(0) })
         .load(Selector::Priority, reg(0))
         .then(Expr::VerdictMap { map: then.of(family).name(), key: reg(0) })
@@ -221,15 +212,11 @@ fn by_frontend(rule: Rule, shape: Shape, map: Map, then: Map, family: Family) ->
 
 fn guard(family: Family) -> Rule {
     let set = |map: Map| -> SetName { map.of(family).name() };
-    let guarded = frontend(Rule::new(), Shape::Address, family, 0).then(Expr::Lookup {
-        set: set(Map::Guarded),
-        key: reg(0),
-        invert: false,
-    });
+    let (to, _) = load_frontend(Rule::new(), Shape::Address, family, 0);
+    let guarded = to.then(Expr::Lookup { set: set(Map::Guarded), key: reg(0), invert: false });
     let source = guarded.load(source(family), reg(0));
-    frontend(source, Shape::Address, family, address_slots(family))
-        .then(Expr::Lookup { set: set(Map::Allowed), key: reg(0), invert: true })
-        .drop()
+    let (both, _) = load_frontend(source, Shape::Address, family, address_slots(family));
+    both.then(Expr::Lookup { set: set(Map::Allowed), key: reg(0), invert: true }).drop()
 }
 
 fn translated() -> Rule {

@@ -13,10 +13,21 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use weft_kernel::nft::{DataType, Key, Part, Selector, SetName, SetSpec, TableKey, Value};
+use weft_kernel::nft::{
+    Comment, DataType, Key, Part, Reg, Rule, Selector, SetName, SetSpec, TableKey, Value,
+};
 
 use crate::model::{Family, Policy, Protocol};
 use crate::plan::Frontend;
+
+/// What a frontend is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Shape {
+    /// Address, protocol, port.
+    Address,
+    /// Protocol, port of the host.
+    Port,
+}
 
 /// The most clients that stick to endpoints with one timeout; the next one is sent anywhere.
 const STICKY_MAX: u32 = 1 << 18;
@@ -41,6 +52,12 @@ pub(super) fn table() -> TableKey {
         family: weft_kernel::nft::Family::Inet,
         name: "weft-proxy".parse().expect("a literal table name"),
     }
+}
+
+/// The table's remark. It says what the names and contents of its sets and chains mean: the number goes
+/// up when a table of an older weft could be misread, and that table is replaced as a whole.
+pub(super) fn layout() -> Comment {
+    Comment::from("layout 1")
 }
 
 /// A set or map of one family.
@@ -214,6 +231,20 @@ pub(super) fn address_slots(family: Family) -> u32 {
         Family::V4 => 1,
         Family::V6 => 4,
     }
+}
+
+/// A register of four bytes, by number.
+pub(super) fn reg(slot: u32) -> Reg {
+    Reg::try_from(slot).expect("rules here use registers below 16")
+}
+
+/// Loads what the packet's frontend is found by from that register on; says which comes behind.
+pub(super) fn load_frontend(rule: Rule, shape: Shape, family: Family, first: u32) -> (Rule, u32) {
+    let (rule, at) = match shape {
+        Shape::Address => (rule.load(destination(family), reg(first)), first + address_slots(family)),
+        Shape::Port => (rule, first),
+    };
+    (rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1)), at + 2)
 }
 
 pub(super) fn source(family: Family) -> Selector {

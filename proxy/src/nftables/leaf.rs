@@ -1,9 +1,11 @@
 //! The chains that lead a new connection to an endpoint. There is one for each way that is in use,
 //! not for each service: what differs between services is in maps.
 
-use weft_kernel::nft::{Chain, ChainName, DynsetOp, Expr, MetaKey, NatEnd, NumgenKind, Reg, Rule, Selector};
+use weft_kernel::nft::{Chain, ChainName, DynsetOp, Expr, MetaKey, NatEnd, NumgenKind, Rule, Selector};
 
-use super::layout::{Map, Place, address_slots, destination, digit, first_hashed, first_slot, live, source};
+use super::layout::{
+    Map, Place, Shape, address_slots, digit, first_hashed, first_slot, live, load_frontend, reg, source,
+};
 use super::pods::Pods;
 use crate::model::{Balance, Family, Policy};
 
@@ -38,15 +40,6 @@ pub(super) struct Leaf {
     pub(super) pick: Pick,
 }
 
-/// What a frontend is found by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Shape {
-    /// Address, protocol, port.
-    Address,
-    /// Protocol, port of the host.
-    Port,
-}
-
 /// How an endpoint is picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Pick {
@@ -67,10 +60,6 @@ pub(super) const MASQUERADE_MARK: u32 = 0x4000;
 /// Where looked-up things go: behind what keys take.
 const RESULT: u32 = 8;
 
-fn reg(slot: u32) -> Reg {
-    Reg::try_from(slot).expect("rules here use registers below 16")
-}
-
 impl Way {
     pub(super) fn name(&self) -> ChainName {
         let name = match self {
@@ -81,6 +70,27 @@ impl Way {
             }
         };
         name.parse().expect("letters, digits, dashes and dots, fewer than 256")
+    }
+
+    /// The other way round; `None` if no way has that name.
+    pub(super) fn named(name: &ChainName) -> Option<Self> {
+        let (begin, rest) = name.as_str().split_once('.')?;
+        let family_of =
+            |digit: &str| Family::ALL.into_iter().find(|family| digit.chars().eq([self::digit(*family)]));
+        let way = if let Some(digit) = begin.strip_prefix("split") {
+            let family = family_of(digit)?;
+            let part = |text: &str| match text {
+                "none" => Some(None),
+                short => Leaf::read(family, short).map(Some),
+            };
+            let mut parts = rest.split('.').map(part);
+            let (pods, host, others) = (parts.next()??, parts.next()??, parts.next()??);
+            Self::Split { family, pods, host, others }
+        } else {
+            Self::Leaf(Leaf::read(family_of(begin.strip_prefix("to")?)?, rest)?)
+        };
+        // There is one way to write each name.
+        (way.name() == *name).then_some(way)
     }
 
     /// The chains that it leads on to.
@@ -154,6 +164,38 @@ impl Leaf {
         format!("{shape}{set}{masquerade}{hash}{sticky}-{}", self.count)
     }
 
+    /// What [`Leaf::short`] writes.
+    fn read(family: Family, short: &str) -> Option<Self> {
+        let (rest, count) = short.rsplit_once('-')?;
+        let mut words = rest.split('-');
+        let shape = match words.next()? {
+            "address" => Shape::Address,
+            "port" => Shape::Port,
+            _ => return None,
+        };
+        let mut leaf = Self {
+            family,
+            shape,
+            set: Policy::Cluster,
+            masquerade: false,
+            count: count.parse().ok().filter(|count| *count > 0)?,
+            pick: Pick::Any,
+        };
+        for word in words {
+            match (word, leaf.pick) {
+                ("local", _) => leaf.set = Policy::Local,
+                ("masquerade", _) => leaf.masquerade = true,
+                ("hash" | "id", Pick::Any) => leaf.pick = Pick::ById { hash: word == "hash", sticky: None },
+                (word, Pick::ById { hash, sticky: None }) => {
+                    let seconds = word.strip_prefix("sticky")?.parse().ok()?;
+                    leaf.pick = Pick::ById { hash, sticky: Some(seconds) };
+                }
+                _ => return None,
+            }
+        }
+        Some(leaf)
+    }
+
     fn rules(&self) -> Vec<Rule> {
         let mut rules = Vec::new();
         if self.masquerade {
@@ -204,15 +246,9 @@ impl Leaf {
         }
     }
 
-    /// Loads what the frontend is found by from register 0 on; says what comes behind.
+    /// From register 0 on; says what comes behind.
     fn frontend(&self) -> (Rule, u32) {
-        let (rule, at) = match self.shape {
-            Shape::Address => {
-                (Rule::new().load(destination(self.family), reg(0)), address_slots(self.family))
-            }
-            Shape::Port => (Rule::new(), 0),
-        };
-        (rule.load(Selector::L4Proto, reg(at)).load(Selector::UdpDport, reg(at + 1)), at + 2)
+        load_frontend(Rule::new(), self.shape, self.family, 0)
     }
 
     fn translate(&self, rule: Rule) -> Rule {
@@ -320,4 +356,62 @@ fn mark() -> Rule {
             xor: MASQUERADE_MARK.to_ne_bytes().to_vec(),
         })
         .then(Expr::SetMeta { key: MetaKey::Mark, from: reg(0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn leaves(family: Family) -> impl Strategy<Value = Leaf> {
+        let pick = prop_oneof![
+            Just(Pick::Any),
+            (any::<bool>(), proptest::option::of(1u32..100_000))
+                .prop_map(|(hash, sticky)| Pick::ById { hash, sticky }),
+        ];
+        let shape = prop_oneof![Just(Shape::Address), Just(Shape::Port)];
+        let set = prop_oneof![Just(Policy::Cluster), Just(Policy::Local)];
+        (shape, set, any::<bool>(), 1u32..2000, pick).prop_map(
+            move |(shape, set, masquerade, count, pick)| Leaf { family, shape, set, masquerade, count, pick },
+        )
+    }
+
+    fn ways() -> impl Strategy<Value = Way> {
+        prop_oneof![Just(Family::V4), Just(Family::V6)].prop_flat_map(|family| {
+            let part = || proptest::option::of(leaves(family));
+            prop_oneof![
+                leaves(family).prop_map(Way::Leaf),
+                (part(), part(), part()).prop_map(move |(pods, host, others)| Way::Split {
+                    family,
+                    pods,
+                    host,
+                    others
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn ways_are_known_by_their_names(way in ways()) {
+            prop_assert_eq!(Way::named(&way.name()), Some(way));
+        }
+
+        #[test]
+        fn other_names_are_no_ways(name in "(to|split)?[4-6]?[.]?[a-z0-9.-]{0,30}") {
+            if let Ok(name) = name.parse::<ChainName>() {
+                prop_assert!(Way::named(&name).is_none_or(|way| way.name() == name));
+            }
+        }
+    }
+
+    #[test]
+    fn chains_that_others_made_are_no_ways() {
+        for name in
+            ["services4", "to4.address-0", "to5.address-1", "to4.address-01", "split4.none.none", "to4.x-1"]
+        {
+            assert_eq!(Way::named(&name.parse().unwrap()), None, "{name}");
+        }
+    }
 }

@@ -1,12 +1,12 @@
 //! What an earlier run left in the table: which endpoint had which slot, which service port which id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use weft_kernel::nft::{Elements, Key, Table, Value, Verdict};
 
 use super::layout::{
-    Map, Place, first_slot, frontend, frontend_slot, live, number, read_endpoint, read_number,
+    Map, Place, first_slot, frontend, frontend_slot, layout, live, number, read_endpoint, read_number,
 };
 use super::leaf::{Pick, Way};
 use super::parts::{Seats, pick};
@@ -18,8 +18,18 @@ use crate::plan::{Frontend, PortPlan};
 pub(super) struct Memory<'a>(Option<&'a Table>);
 
 impl<'a> Memory<'a> {
-    pub(super) fn of(table: &'a Table) -> Self {
-        Self(Some(table))
+    /// Nothing if the table is of another layout.
+    pub(super) fn of(table: &'a Table) -> Option<Self> {
+        (table.comment == Some(layout())).then_some(Self(Some(table)))
+    }
+
+    /// The chains that lead to endpoints, or on to other such chains.
+    pub(super) fn ways(&self) -> BTreeSet<Way> {
+        let chains = self.0.into_iter().flat_map(|table| table.chains.keys());
+        let all: BTreeSet<Way> = chains.filter_map(Way::named).collect();
+        let is_there = |leaf| all.contains(&Way::Leaf(leaf));
+        let whole = all.iter().filter(|way| way.needs().into_iter().all(is_there));
+        whole.cloned().collect()
     }
 
     fn elements(&self, place: Place) -> Option<&'a Elements> {

@@ -18,6 +18,7 @@
 //! two; the second rule is for it. A removal moves the last endpoint into the hole, so that slot 0 is
 //! there while any is.
 
+mod apply;
 mod frame;
 mod layout;
 mod leaf;
@@ -28,9 +29,11 @@ mod program;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use weft_kernel::nft::TableKey;
 
+pub use apply::Nftables;
 pub use program::Program;
 
 /// The table that holds everything.

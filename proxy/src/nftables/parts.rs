@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use weft_kernel::nft::{Key, Part, Value, merge_networks};
 
 use super::layout::{
-    DROP, Map, NOWHERE, Place, REJECT, endpoint, first_hashed, first_slot, frontend, frontend_slot, live,
-    number, number_value,
+    DROP, Map, NOWHERE, Place, REJECT, Shape, endpoint, first_hashed, first_slot, frontend, frontend_slot,
+    live, number, number_value,
 };
-use super::leaf::{Leaf, Pick, Shape, Way};
+use super::leaf::{Leaf, Pick, Way};
 use super::slots;
 use crate::model::{Balance, Policy, PortName, family_of};
 use crate::plan::{self, Frontend, Path, PortPlan, ServicePlan, Treatment};

@@ -109,16 +109,34 @@ impl Program {
         }
     }
 
-    /// For a host with these services. Slots and ids are those of the observed table where it has
-    /// them, so that a proxy that starts anew changes nothing that was right.
-    pub fn load(host: &Host, plans: &BTreeMap<ServiceName, ServicePlan>, observed: Option<&Table>) -> Self {
+    /// For a host with these services. Slots, ids and chains are those of the observed table where it
+    /// has them, so that a proxy that starts anew changes nothing that was right. A table of another
+    /// layout is not understood.
+    pub fn load(
+        host: &Host,
+        plans: impl IntoIterator<Item = (ServiceName, ServicePlan)>,
+        observed: Option<&Table>,
+    ) -> Self {
         let mut program = Self::new(host);
-        let memory = observed.map(Memory::of).unwrap_or_default();
-        let mut pending = Pending::default();
+        let memory = observed.and_then(Memory::of).unwrap_or_default();
+        // Packets on their way may still be led to chains that nobody needs any more.
+        for way in memory.ways() {
+            if let Some(number) = memory.way(&way) {
+                program.ways.taken.insert((way.family(), number));
+                program.ways.numbers.insert(way.clone(), number);
+            }
+            program.ways.users.insert(way, 0);
+        }
+        // What changes is found by a comparison with the kernel, so nothing of it is kept here.
         for (name, plan) in plans {
-            program.absorb(name, plan, &memory, &mut pending);
+            program.absorb(&name, &plan, &memory, &mut Pending::default());
         }
         program
+    }
+
+    /// Whether there are chains that no service needs.
+    pub fn has_unused(&self) -> bool {
+        self.ways.users.values().any(|users| *users == 0)
     }
 
     /// Whether this program is one for that host: if not, it takes another one, loaded anew.

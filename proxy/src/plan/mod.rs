@@ -108,6 +108,12 @@ pub fn everything(model: &Model, claims: &Claims, host: &Host) -> BTreeMap<Servi
     names.map(|name| (name.clone(), service(model, claims, host, name))).collect()
 }
 
+/// Whether every service has the same plan on both hosts, whatever the model: they differ in addresses
+/// at most, of which only rules know.
+pub fn is_alike(one: &Host, other: &Host) -> bool {
+    Host { addresses: BTreeSet::new(), ..one.clone() } == Host { addresses: BTreeSet::new(), ..other.clone() }
+}
+
 fn served(model: &Model, claims: &Claims, host: &Host, name: &ServiceName, service: &Service) -> ServicePlan {
     let mut plan = ServicePlan { cluster_ips: service.cluster_ips.clone(), ..ServicePlan::default() };
     let mut local: BTreeMap<Family, BTreeSet<IpAddr>> = BTreeMap::new();

@@ -1,5 +1,130 @@
-//! The daemon.
+//! The daemon: puts the parts together and runs the loop until it is told to stop.
+//!
+//! ```text
+//! source (manifests, API) ──> model, claims ──> plans ──> mode (nftables) ──> kernel
+//! the host's addresses ───────────┘                         ^     │
+//! others' changes of our table ──────── doubt ──────────────┘     └> who follows: Commits, Programmed
+//! ```
 
+mod addresses;
+mod api;
+mod engine;
+mod memory;
+mod numbers;
+mod options;
+mod programmed;
+mod schedule;
+#[cfg(test)]
+mod tests;
 mod world;
 
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::{mpsc, watch};
+use weft_daemon::http::ServeError;
+use weft_daemon::{Daemon, Env};
+use weft_kernel::net::{NetError, Rtnetlink};
+
+use crate::backend::{Backend, BackendError, Doubt};
+use crate::manifests::{Follow, SourceError};
+use crate::nftables::Nftables;
+use engine::{Engine, Told};
+use numbers::Numbers;
+
+pub use numbers::Latency;
+pub use options::{Mode, Options, SourceOptions};
+pub use programmed::{Answer, Programmed};
 pub use world::{Commits, Committed, Shared, World};
+
+/// What must be known to be well before the daemon is ready.
+const CONDITIONS: &[&str] = &["source", "kernel"];
+
+/// The daemon could not start. Once it runs it does not end by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A directory of ours cannot be made.
+    #[error("cannot make {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon runs on this host.
+    #[error("another `weft proxy` runs on this host ({} is locked)", path.display())]
+    Running {
+        /// Its lock.
+        path: PathBuf,
+    },
+    /// The manifests cannot be followed.
+    #[error(transparent)]
+    Manifests(#[from] SourceError),
+    /// The host's addresses cannot be read.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The kernel cannot be used as the mode needs it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The local API cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Signals or the service manager cannot be served.
+    #[error("cannot start the daemon")]
+    Daemon(#[source] io::Error),
+}
+
+/// Runs until SIGINT or SIGTERM. What is in the kernel stays as it is after that.
+///
+/// The loop blocks its thread while the kernel works, so the requests are other threads' to answer: it
+/// wants a runtime with threads of its own, of which this is none (`Runtime::block_on`).
+///
+/// # Errors
+/// When it cannot start; each says what is wrong and where.
+pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
+    let _lock = lock(&options)?;
+    let daemon = Daemon::new(CONDITIONS, env).map_err(RunError::Daemon)?;
+    let shutdown = daemon.shutdown.clone();
+
+    // Watches first, so that nothing falls between looking and listening.
+    let doubt = Doubt::default();
+    let mut backend: Box<dyn Backend> = match options.mode {
+        Mode::Nftables => Box::new(Nftables::open()?),
+    };
+    backend.watch(doubt.clone())?;
+    let (_addresses, observed) = watch::channel(addresses::look(&Rtnetlink::open()?)?);
+    let source = match &options.source {
+        SourceOptions::Manifests(folder) => Follow::open(folder)?,
+    };
+
+    let world = Engine::empty(&options.node, &options.settings, observed.borrow().clone());
+    let (programmed, known) = watch::channel(engine::NOTHING);
+    let numbers = Numbers::new(&daemon.metrics);
+    let told = Told {
+        world: Shared::new(world),
+        commits: Commits::default(),
+        programmed,
+        health: daemon.health.clone(),
+        numbers: numbers.clone(),
+    };
+    let engine =
+        Engine::new(options.node.clone(), options.settings.clone(), backend, observed, options.resync, told);
+    let (asks, asked) = mpsc::channel(8);
+    let running = daemon.serve(api::router(known, asks, numbers), &options.socket(), None).await?;
+    engine.run(source, doubt, asked, shutdown).await;
+    running.stopped().await;
+    Ok(())
+}
+
+/// One daemon per host: two would undo each other's work.
+fn lock(options: &Options) -> Result<Flock<File>, RunError> {
+    let path = options.proxy_state_dir();
+    fs::create_dir_all(&path).map_err(|source| RunError::Directory { path: path.clone(), source })?;
+    let path = path.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|source| RunError::Directory { path: path.clone(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| RunError::Running { path })
+}

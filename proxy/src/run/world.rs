@@ -48,6 +48,11 @@ impl Shared {
         // Whoever panicked while it changed the world has ended the daemon.
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Only the loop changes it.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The kernel has acknowledged a change.

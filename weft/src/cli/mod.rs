@@ -18,6 +18,7 @@ pub mod lease;
 pub mod output;
 pub mod overlay;
 pub mod peers;
+pub mod proxy;
 pub mod ps;
 pub mod up;
 mod values;
@@ -50,6 +51,7 @@ pub struct Cli {
 #[allow(missing_docs)]
 pub enum Command {
     Overlay(Box<overlay::Args>),
+    Proxy(Box<proxy::Args>),
     Peers(peers::PeersArgs),
     Diff(peers::DiffArgs),
     Demo(demo::Args),
@@ -99,6 +101,7 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
     };
     match cli.command {
         Command::Overlay(args) => overlay::run(*args, &sources, env),
+        Command::Proxy(args) => proxy::run(*args, &sources, env),
         Command::Peers(args) => peers::peers(&args),
         Command::Diff(args) => peers::diff(&args),
         Command::Demo(args) => demo::run(args),
@@ -129,13 +132,20 @@ fn is_cni(args: &[OsString]) -> bool {
 /// syntax and all flags from the environment; for the other commands a person is at the keyboard, and
 /// the environment says no more than where etcd is.
 fn prepared(mut args: Vec<OsString>, env: &Env) -> (Vec<OsString>, Sources) {
-    let (flags, given) = if args.get(1).is_some_and(|command| command == "overlay") {
-        let flags = Flags::of(&overlay::command(), overlay::prefixes);
-        let given = flags.normalised(&args.split_off(2));
-        (flags, given)
-    } else {
-        let (command, depth) = chosen(&args);
-        (Flags::of(&command, etcd::prefixes), args.split_off(depth))
+    let daemon = match args.get(1) {
+        Some(command) if command == "overlay" => Some(Flags::of(&overlay::command(), overlay::prefixes)),
+        Some(command) if command == "proxy" => Some(Flags::of(&proxy::command(), proxy::prefixes)),
+        _ => None,
+    };
+    let (flags, given) = match daemon {
+        Some(flags) => {
+            let given = flags.normalised(&args.split_off(2));
+            (flags, given)
+        }
+        None => {
+            let (command, depth) = chosen(&args);
+            (Flags::of(&command, etcd::prefixes), args.split_off(depth))
+        }
     };
     let (added, sources) = flags.from_env(&given, env);
     // In front, so that a `--` among the given does not hide them.

@@ -18,7 +18,7 @@ use weft_overlay::run::RunError;
 use super::error::CliError;
 use super::etcd::EtcdArgs;
 use super::flags::Sources;
-use super::values::{Switch, address, cidr, duration, number, own};
+use super::values::{Switch, address, cidr, duration, log_format, number, own};
 
 /// Give this host's pods a flat network with all other hosts
 ///
@@ -339,14 +339,6 @@ fn attach_mode(raw: &str) -> Result<Mode, String> {
         "routed" => Ok(Mode::Routed),
         "bridge" => Ok(Mode::Bridge),
         _ => Err(format!("`{raw}` is neither routed nor bridge")),
-    }
-}
-
-fn log_format(raw: &str) -> Result<Format, String> {
-    match raw {
-        "human" => Ok(Format::Human),
-        "json" => Ok(Format::Json),
-        _ => Err(format!("`{raw}` is neither human nor json")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Arg;
 use ipnetwork::IpNetwork;
+use weft_daemon::log::Format;
 
 /// Anything whose own error names value and rule.
 pub(super) fn own<T: FromStr<Err: Display>>(raw: &str) -> Result<T, String> {
@@ -89,6 +90,15 @@ pub(super) fn duration(raw: &str) -> Result<Duration, String> {
 pub(super) fn number<const MOST: u32>(raw: &str) -> Result<u32, String> {
     let number = raw.parse().ok().filter(|number| *number <= MOST);
     number.ok_or_else(|| format!("`{raw}` is no whole number from 0 to {MOST}"))
+}
+
+/// How the log looks.
+pub(super) fn log_format(raw: &str) -> Result<Format, String> {
+    match raw {
+        "human" => Ok(Format::Human),
+        "json" => Ok(Format::Json),
+        _ => Err(format!("`{raw}` is neither human nor json")),
+    }
 }
 
 #[cfg(test)]

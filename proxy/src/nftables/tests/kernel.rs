@@ -36,7 +36,7 @@ fn tables_and_changes_are_taken_and_listed() {
         for _ in 0..12 {
             let scenario = scenarios().new_tree(&mut runner).unwrap().current();
             let plans = everything(&scenario.model, &scenario.host);
-            let mut program = Program::load(&scenario.host, &plans, None);
+            let mut program = Program::load(&scenario.host, plans.clone(), None);
             let table = program.table();
             nft.commit(&Transaction::new().replace(&table)).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(nft.table(&table.key).unwrap().as_ref(), Some(&table));

@@ -1,0 +1,155 @@
+//! The nftables mode's hand: looks at the kernel's table, compares, writes what differs. What should be
+//! there is [`Program`]'s to say.
+
+use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Nft, Step, Table, Transaction};
+
+use super::program::Program;
+use super::{table_key, words};
+use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
+use crate::host::Host;
+use crate::model::ServiceName;
+use crate::plan::ServicePlan;
+
+/// The nftables mode in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Nftables {
+    nft: Nft,
+    /// None until something was loaded.
+    program: Option<Program>,
+    /// The generation of the kernel's rules up to which nobody but us had a hand in them.
+    ours: Option<u32>,
+}
+
+impl Nftables {
+    /// Opens nftables.
+    ///
+    /// # Errors
+    /// When the kernel has none, or this is not root.
+    pub fn open() -> Result<Self, BackendError> {
+        let nft = Nft::open().map_err(BackendError::Nftables)?;
+        Ok(Self { nft, program: None, ours: None })
+    }
+
+    /// The kernel's table, and the generation of the rules it was read in.
+    fn observe(&mut self) -> Result<(Option<Table>, Option<u32>), DumpError> {
+        let before = self.nft.generation()?;
+        let table = self.nft.table(&table_key())?;
+        let same = self.nft.generation()? == before;
+        Ok((table, same.then_some(before)))
+    }
+
+    fn bring(&mut self, observed: Option<&Table>) -> Result<Applied, BackendError> {
+        let Some(program) = &self.program else { return Ok(Applied::default()) };
+        let desired = program.table();
+        let transaction = match nft::diff(&desired, observed) {
+            Diff::Rebuild => Transaction::new().replace(&remembering(desired, observed)),
+            difference => difference.transaction(&desired),
+        };
+        Ok(self.commit(&transaction)?)
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Result<Applied, CommitError> {
+        if transaction.is_empty() {
+            return Ok(Applied::default());
+        }
+        // Each transaction of anybody's is one generation more. If it fails, who knows.
+        let ours = self.ours.take();
+        self.nft.commit(transaction)?;
+        self.ours = ours.map(|generation| generation.wrapping_add(1));
+        Ok(Applied { changes: transaction.steps().iter().map(weight).sum() })
+    }
+}
+
+impl Backend for Nftables {
+    fn mode(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn load(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError> {
+        let (observed, generation) = self.observe()?;
+        self.program = Some(Program::load(host, plans, observed.as_ref()));
+        self.ours = generation;
+        self.bring(observed.as_ref())
+    }
+
+    fn change(&mut self, plans: &[(ServiceName, ServicePlan)]) -> Result<Applied, BackendError> {
+        let Some(program) = &mut self.program else { return Ok(Applied::default()) };
+        let transaction = program.update(plans.iter().map(|(name, plan)| (name, plan)));
+        Ok(self.commit(&transaction)?)
+    }
+
+    fn fits(&self, host: &Host) -> bool {
+        self.program.as_ref().is_some_and(|program| program.fits(host))
+    }
+
+    fn look(&mut self) -> Result<Applied, BackendError> {
+        // Events that were lost may have been none but ours: a big load has more than fit.
+        if self.ours.is_some() && self.ours == Some(self.nft.generation()?) {
+            return Ok(Applied::default());
+        }
+        let (observed, generation) = self.observe()?;
+        self.ours = generation;
+        self.bring(observed.as_ref())
+    }
+
+    fn differences(&mut self) -> Result<Vec<String>, BackendError> {
+        let Some(program) = &self.program else { return Ok(Vec::new()) };
+        let observed = self.nft.table(&table_key())?;
+        let desired = program.table();
+        Ok(words::differences(&desired, observed.as_ref()))
+    }
+
+    fn has_unused(&self) -> bool {
+        self.program.as_ref().is_some_and(Program::has_unused)
+    }
+
+    fn collect(&mut self) -> Result<Applied, BackendError> {
+        let Some(program) = &mut self.program else { return Ok(Applied::default()) };
+        let transaction = program.collect();
+        Ok(self.commit(&transaction)?)
+    }
+
+    fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError> {
+        let mut events = Events::open().map_err(BackendError::Nftables)?;
+        let (port, table) = (self.nft.port(), table_key());
+        tokio::spawn(async move {
+            loop {
+                match events.next().await {
+                    Ok(Event::Commit { port: from, .. }) if from == port => {}
+                    Ok(Event::Commit { tables, process, .. }) => {
+                        if tables.contains(&table) {
+                            tracing::info!(%table, process, "somebody else changed our table");
+                            doubt.raise();
+                        }
+                    }
+                    Ok(Event::Lost) => doubt.raise(),
+                    Err(error) => {
+                        tracing::error!(%error, "nftables' events have ended; changes are found by the slow timer only");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The same table with what packets have put into the observed one's dynamic maps: clients keep their
+/// endpoints when the table is made anew. They get their whole time again.
+fn remembering(mut desired: Table, observed: Option<&Table>) -> Table {
+    for (name, set) in desired.sets.iter_mut().filter(|(_, set)| set.spec.dynamic) {
+        let before = observed.and_then(|table| table.sets.get(name));
+        if let Some(before) = before.filter(|before| before.spec == set.spec) {
+            set.elements.clone_from(&before.elements);
+        }
+    }
+    desired
+}
+
+/// How many things a step makes, changes or deletes.
+fn weight(step: &Step) -> usize {
+    match step {
+        Step::AddElements { elements, .. } | Step::DeleteElements { elements, .. } => elements.len(),
+        _ => 1,
+    }
+}

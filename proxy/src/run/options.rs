@@ -1,0 +1,53 @@
+//! What the daemon is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::host::Settings;
+use crate::model::NodeName;
+
+/// What `weft proxy` shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Where Services, EndpointSlices and Nodes are declared.
+    pub source: SourceOptions,
+    /// How the kernel is told.
+    pub mode: Mode,
+    /// This host's name in the cluster (`--node-name`).
+    pub node: NodeName,
+    /// How its proxy is set, in kube-proxy's terms.
+    pub settings: Settings,
+    /// Sockets, and what does not outlive a boot (`--run-dir`).
+    pub run_dir: PathBuf,
+    /// What outlives a boot (`--state-dir`).
+    pub state_dir: PathBuf,
+    /// The kernel is compared with what it should hold this often, even if no event told of a change.
+    pub resync: Duration,
+}
+
+/// Where objects are declared.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceOptions {
+    /// In a folder of manifests (`--manifests`).
+    Manifests(PathBuf),
+}
+
+/// How the kernel is told (`--mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// By one nftables table.
+    #[default]
+    Nftables,
+}
+
+impl Options {
+    /// Where the daemon's socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("proxy").join("proxy.sock")
+    }
+
+    /// What outlives a boot, of the proxy alone.
+    pub fn proxy_state_dir(&self) -> PathBuf {
+        self.state_dir.join("proxy")
+    }
+}
