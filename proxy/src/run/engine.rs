@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::future::ready;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use weft_daemon::CancellationToken;
@@ -52,6 +52,8 @@ pub(super) struct Engine {
     schedule: Schedule,
     book: Book,
     told: Told,
+    /// When what is not yet in the kernel happened.
+    triggered: Vec<SystemTime>,
     /// Mistakes that were logged.
     said: BTreeSet<u64>,
     failures: Repeated,
@@ -67,8 +69,8 @@ impl Engine {
         told: Told,
     ) -> Self {
         let schedule = Schedule::new(Pace { period: resync, ..Pace::default() }, Instant::now());
-        let (book, said, failures) = Default::default();
-        Self { node, settings, backend, observed, schedule, book, told, said, failures }
+        let (book, triggered, said, failures) = Default::default();
+        Self { node, settings, backend, observed, schedule, book, told, triggered, said, failures }
     }
 
     /// A world in which nothing has been declared yet.
@@ -137,7 +139,8 @@ impl Engine {
     }
 
     fn update(&mut self, update: Update) {
-        let Update { changes, problems, revisions, complete, parsed } = update;
+        let Update { changes, problems, revisions, complete, parsed, triggered, away } = update;
+        self.triggered.extend(triggered);
         self.say(&problems);
         let node = &self.node;
         let (again, is_host) = self.told.world.change(|world| {
@@ -153,7 +156,10 @@ impl Engine {
         if !complete {
             return;
         }
-        self.told.health.ok("source");
+        match away {
+            None => self.told.health.ok("source"),
+            Some(why) => self.told.health.degraded("source", why),
+        }
         self.told.numbers.complete();
         self.schedule.complete();
         if is_host {
@@ -288,6 +294,9 @@ impl Engine {
         if whole {
             self.failures.recovered("kernel");
             self.told.health.ok("kernel");
+        }
+        if whole {
+            self.told.numbers.happened(self.triggered.drain(..));
         }
         let programmed = self.book.settle(whole);
         self.told.numbers.programmed(&programmed);

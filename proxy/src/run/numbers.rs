@@ -15,6 +15,15 @@ const CHANGE_SECONDS: &[f64] = &[
     0.5, 1.0, 5.0,
 ];
 
+/// kube-proxy's bounds for its programming latency, in seconds.
+const HAPPENED_SECONDS: &[f64] = &[
+    0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0,
+    18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0, 29.0, 30.0, 31.0, 32.0, 33.0, 34.0,
+    35.0, 36.0, 37.0, 38.0, 39.0, 40.0, 41.0, 42.0, 43.0, 44.0, 45.0, 46.0, 47.0, 48.0, 49.0, 50.0, 51.0,
+    52.0, 53.0, 54.0, 55.0, 56.0, 57.0, 58.0, 59.0, 60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 100.0,
+    105.0, 110.0, 115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0,
+];
+
 /// How many changes are remembered one by one.
 const RECENT: usize = 4096;
 
@@ -39,6 +48,7 @@ pub struct Latency {
 pub(super) struct Numbers {
     changes: Histogram,
     load: Histogram,
+    happened: Histogram,
     commits: Family<Counter, 2>,
     problems: Counter,
     repaired: Counter,
@@ -67,6 +77,11 @@ impl Numbers {
                 "weft_proxy_load_seconds",
                 "From a complete model to the kernel's acknowledgement of all of it.",
                 SECONDS,
+            ),
+            happened: metrics.histogram(
+                "kubeproxy_network_programming_duration_seconds",
+                "From a change of endpoints, as its slice says, to the kernel's acknowledgement.",
+                HAPPENED_SECONDS,
             ),
             commits: metrics.counters(
                 "weft_proxy_kernel_total",
@@ -155,6 +170,12 @@ impl Numbers {
             exact.recent.pop_front();
         }
         exact.recent.push_back(micros(took));
+    }
+
+    /// What happened at these times is in the kernel now.
+    pub(super) fn happened(&self, at: impl Iterator<Item = SystemTime>) {
+        let now = SystemTime::now();
+        at.for_each(|at| self.happened.observe_duration(now.duration_since(at).unwrap_or_default()));
     }
 
     pub(super) fn programmed(&self, programmed: &Programmed) {

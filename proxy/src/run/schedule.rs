@@ -132,12 +132,13 @@ mod tests {
     #[test]
     fn what_is_due_when() {
         type Past = fn(&mut Schedule, Instant);
+        type Due = Option<(Task, u64)>;
         let loaded: Past = |it, now| {
             it.complete();
             it.settled(now, false);
         };
         //  case, what happened, what is due, after how many milliseconds
-        let table: [(&str, Past, Option<(Task, u64)>); 12] = [
+        let table: [(&str, Past, Due); 12] = [
             ("half a list", |_, _| {}, None),
             ("half a list, and a doubt", |it, _| it.doubt(), None),
             ("everything is listed", |it, _| it.complete(), Some((Task::Load, 0))),
