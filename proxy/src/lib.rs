@@ -4,6 +4,7 @@
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
 //! - [`manifests`]: a folder of YAML and JSON files as their source;
 //! - [`config`]: how a proxy is told what to do, in kube-proxy's words and ours;
+//! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
@@ -18,6 +19,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod explain;
 #[cfg(any(test, feature = "generators"))]
 pub mod generators;
 pub mod host;

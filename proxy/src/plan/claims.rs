@@ -76,6 +76,17 @@ impl Claims {
         })
     }
 
+    /// The frontends that a service claims and goes without, each with the service that has it.
+    pub fn without<'a>(
+        &'a self,
+        name: &'a ServiceName,
+    ) -> impl Iterator<Item = (Frontend, &'a ServiceName)> + 'a {
+        self.of_service.get(name).into_iter().flatten().filter_map(move |frontend| {
+            let (holder, _) = self.holder(frontend)?;
+            (holder != name).then_some((*frontend, holder))
+        })
+    }
+
     /// What a service holds.
     pub(super) fn held<'a>(&'a self, name: &'a ServiceName) -> impl Iterator<Item = Held> + 'a {
         self.of_service.get(name).into_iter().flatten().filter_map(move |frontend| {
