@@ -10,6 +10,7 @@
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
 //! - [`source`]: what any source of them tells;
 //! - [`backend`]: what any way to have plans in the kernel offers;
+//! - [`around`]: what a host needs beside rules: addresses, routes, settings, flows that are forgotten;
 //! - [`stale`]: UDP flows whose endpoint is gone;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
@@ -17,6 +18,7 @@
 //! The semantics are kube-proxy's, from Kubernetes' documentation and enhancement proposals; where
 //! weft differs on purpose, the place says so.
 
+pub mod around;
 pub mod backend;
 pub mod config;
 pub mod explain;

@@ -6,7 +6,6 @@
 //! others' changes of our table ──────── doubt ──────────────┘     └> who follows: Commits, Programmed
 //! ```
 
-mod addresses;
 mod api;
 mod engine;
 mod memory;
@@ -26,8 +25,11 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, watch};
 use weft_daemon::http::ServeError;
 use weft_daemon::{Daemon, Env};
-use weft_kernel::net::{NetError, Rtnetlink};
+use weft_kernel::net::NetError;
 
+use crate::around::flows;
+use crate::around::network::Network;
+use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
 use crate::manifests::{Follow, SourceError};
 use crate::nftables::Nftables;
@@ -63,6 +65,9 @@ pub enum RunError {
     /// The manifests cannot be followed.
     #[error(transparent)]
     Manifests(#[from] SourceError),
+    /// The kernel cannot do what the mode needs.
+    #[error(transparent)]
+    Kernel(#[from] TooOld),
     /// The host's addresses cannot be read.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -92,24 +97,28 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     // Watches first, so that nothing falls between looking and listening.
     let doubt = Doubt::default();
     let mut backend: Box<dyn Backend> = match options.mode {
-        Mode::Nftables => Box::new(Nftables::open()?),
+        Mode::Nftables => {
+            release::check()?;
+            Box::new(Nftables::open()?)
+        }
     };
     backend.watch(doubt.clone())?;
-    let (_addresses, observed) = watch::channel(addresses::look(&Rtnetlink::open()?)?);
+    let strict = options.settings.strict.as_ref();
+    let service_cidrs = strict.map(|strict| strict.service_cidrs.clone()).unwrap_or_default();
+    let (network, observed) = Network::open(service_cidrs).await?;
     let source = match &options.source {
         SourceOptions::Manifests(folder) => Follow::open(folder)?,
     };
 
-    let world = Engine::empty(&options.node, &options.settings, observed.borrow().clone());
+    let world = Shared::new(Engine::empty(&options.node, &options.settings, observed.borrow().clone()));
+    let commits = Commits::default();
+    let (state_dir, health) = (options.proxy_state_dir(), daemon.health.clone());
+    tokio::spawn(network.keep(options.wishes, state_dir, world.clone(), commits.subscribe(), health));
+    let counts = flows::Counts::new(&daemon.metrics);
+    tokio::spawn(flows::follow(world.clone(), commits.subscribe(), counts));
     let (programmed, known) = watch::channel(engine::NOTHING);
     let numbers = Numbers::new(&daemon.metrics);
-    let told = Told {
-        world: Shared::new(world),
-        commits: Commits::default(),
-        programmed,
-        health: daemon.health.clone(),
-        numbers: numbers.clone(),
-    };
+    let told = Told { world, commits, programmed, health: daemon.health.clone(), numbers: numbers.clone() };
     let engine =
         Engine::new(options.node.clone(), options.settings.clone(), backend, observed, options.resync, told);
     let (asks, asked) = mpsc::channel(8);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::around::settings::Wishes;
 use crate::host::Settings;
 use crate::model::NodeName;
 
@@ -17,6 +18,8 @@ pub struct Options {
     pub node: NodeName,
     /// How its proxy is set, in kube-proxy's terms.
     pub settings: Settings,
+    /// What is wanted of the kernel's settings.
+    pub wishes: Wishes,
     /// Sockets, and what does not outlive a boot (`--run-dir`).
     pub run_dir: PathBuf,
     /// What outlives a boot (`--state-dir`).

@@ -8,6 +8,7 @@ use clap::Args as _;
 use ipnetwork::IpNetwork;
 use weft_daemon::Env;
 use weft_daemon::log::Format;
+use weft_proxy::around::settings::Wishes;
 use weft_proxy::host::{NodePortAddresses, Settings as HostSettings, Strict};
 use weft_proxy::model::NodeName;
 use weft_proxy::run::{Mode, Options, SourceOptions};
@@ -124,6 +125,7 @@ impl Args {
                 strict: Some(Strict { service_cidrs: self.service_cidrs }),
                 ..HostSettings::default()
             },
+            wishes: Wishes::default(),
             run_dir: self.run_dir,
             state_dir: self.state_dir,
             resync: Duration::from_secs(u64::from(self.resync).max(1)),
