@@ -16,6 +16,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -238,7 +239,7 @@ fn objects() -> impl Strategy<Value = Object> {
         5 => (select(&SERVICES[..]), declared()).prop_map(|(name, it)| Object::Service(service_name(name), it)),
         8 => (0u8..8, slices()).prop_map(|(number, slice)| {
             let name = format!("{}-{number}", slice.service.name);
-            Object::Slice(SliceName::new(&slice.service.namespace, &name), slice)
+            Object::Slice(SliceName::new(&slice.service.namespace, &name), Arc::new(slice))
         }),
         1 => (select(&NODES[..]), nodes()).prop_map(|(name, node)| Object::Node(NodeName::new(name), node)),
     ]
@@ -254,7 +255,7 @@ fn declared() -> impl Strategy<Value = Declared> {
         cluster_ips: vec![address(Range::Cluster, number, Family::V4)],
     });
     prop_oneof![
-        9 => services().prop_map(|service| Declared::Served(Box::new(service))),
+        9 => services().prop_map(|service| Declared::Served(Arc::new(service))),
         1 => other_proxy.prop_map(Declared::Ignored),
         1 => Just(Declared::Ignored(Ignored::Headless)),
     ]

@@ -314,6 +314,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// A key from its two ends, as [`Key::first`] and [`Key::last`] give them.
+    pub fn range(first: &[u8], last: &[u8]) -> Self {
+        Self::new(first.to_vec(), last.to_vec())
+    }
+
     /// A key from its two ends.
     pub(super) fn new(from: Vec<u8>, to: Vec<u8>) -> Self {
         let to = (to != from).then(|| to.into());

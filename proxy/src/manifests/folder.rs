@@ -2,21 +2,24 @@
 //! go out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::parse::{FileProblem, Mistake, Parsed, Place, parse};
 use crate::model::{Change, Object, ObjectName};
 
-/// The objects of a folder, file by file.
+/// The objects of a folder, file by file. Sorted lists and not maps: there may be a file for each of
+/// tens of thousands of objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Folder {
-    files: BTreeMap<String, BTreeMap<ObjectName, Known>>,
+    files: BTreeMap<Arc<str>, Box<[Known]>>,
     /// The files that have an object. The first one counts.
-    files_of: BTreeMap<ObjectName, BTreeSet<String>>,
+    files_of: BTreeMap<ObjectName, Vec<Arc<str>>>,
 }
 
-/// What a file says of an object.
+/// What a file says of an object. In a list, each object once, by name.
 #[derive(Clone, Debug, PartialEq)]
 struct Known {
+    name: ObjectName,
     place: Place,
     /// None if it is written, and none of ours (an EndpointSlice of another proxy).
     object: Option<Object>,
@@ -42,7 +45,7 @@ impl Update {
 impl Folder {
     /// The names of the files that have objects.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+        self.files.keys().map(|file| &**file)
     }
 
     /// The file has these contents now.
@@ -59,59 +62,60 @@ impl Folder {
                 Some(Change::Put(object)) => Some(object),
                 Some(Change::Remove(_)) => None,
                 // A mistake: what was known of it stays, if anything was.
-                None => match before.get(&stated.name) {
+                None => match find(&before, &stated.name) {
                     Some(known) => known.object.clone(),
                     None => continue,
                 },
             };
-            now.insert(stated.name, Known { place, object });
+            now.insert(stated.name.clone(), Known { name: stated.name, place, object });
         }
         if !complete {
-            for (name, known) in before {
-                now.entry(name).or_insert(known);
+            for known in before {
+                now.entry(known.name.clone()).or_insert(known);
             }
         }
         for (name, known) in &now {
-            let first =
-                self.files_of.get(name).and_then(BTreeSet::first).filter(|other| other.as_str() < file);
-            if let Some(other) = first.and_then(|first| self.files.get(first)?.get(name)) {
+            let first = self.files_of.get(name).and_then(|files| files.first());
+            let first = first.filter(|other| ***other < *file);
+            if let Some(other) = first.and_then(|first| find(self.files.get(first)?, name)) {
                 problems.push(duplicate(known.place.clone(), name, &other.place));
             }
         }
-        Update { changes: self.replace(file, now), problems }
+        Update { changes: self.replace(file, now.into_values().collect()), problems }
     }
 
     /// The file is gone.
     pub fn remove(&mut self, file: &str) -> Update {
-        Update { changes: self.replace(file, BTreeMap::new()), problems: Vec::new() }
+        Update { changes: self.replace(file, Box::default()), problems: Vec::new() }
     }
 
     /// What counts for an object.
     fn counting(&self, name: &ObjectName) -> Option<&Object> {
         let file = self.files_of.get(name)?.first()?;
-        self.files.get(file)?.get(name)?.object.as_ref()
+        find(self.files.get(file)?, name)?.object.as_ref()
     }
 
-    fn replace(&mut self, file: &str, now: BTreeMap<ObjectName, Known>) -> Vec<Change> {
-        let before = self.files.get(file).into_iter().flat_map(BTreeMap::keys);
-        let concerned: BTreeSet<ObjectName> = before.chain(now.keys()).cloned().collect();
+    fn replace(&mut self, file: &str, now: Box<[Known]>) -> Vec<Change> {
+        let before = self.files.get(file).into_iter().flatten();
+        let concerned: BTreeSet<ObjectName> = before.chain(&now).map(|known| known.name.clone()).collect();
         let counted: Vec<Option<Object>> =
             concerned.iter().map(|name| self.counting(name).cloned()).collect();
+        let file = self.files.get_key_value(file).map_or_else(|| file.into(), |(file, _)| Arc::clone(file));
         for name in &concerned {
-            let files = self.files_of.entry(name.clone()).or_default();
-            if now.contains_key(name) {
-                files.insert(file.to_owned())
-            } else {
-                files.remove(file)
-            };
+            // Hardly ever are there two, so room for one is made.
+            let files = self.files_of.entry(name.clone()).or_insert_with(|| Vec::with_capacity(1));
+            files.retain(|known| *known != file);
+            if find(&now, name).is_some() {
+                files.insert(files.partition_point(|known| *known < file), Arc::clone(&file));
+            }
             if files.is_empty() {
                 self.files_of.remove(name);
             }
         }
         if now.is_empty() {
-            self.files.remove(file);
+            self.files.remove(&file);
         } else {
-            self.files.insert(file.to_owned(), now);
+            self.files.insert(file, now);
         }
         let changes =
             concerned.into_iter().zip(counted).filter_map(|(name, counted)| match self.counting(&name) {
@@ -121,6 +125,10 @@ impl Folder {
             });
         changes.collect()
     }
+}
+
+fn find<'a>(list: &'a [Known], name: &ObjectName) -> Option<&'a Known> {
+    list.get(list.binary_search_by(|known| known.name.cmp(name)).ok()?)
 }
 
 fn duplicate(place: Place, name: &ObjectName, other: &Place) -> FileProblem {

@@ -1,6 +1,7 @@
 //! From the contents of a manifest file to objects. Pure.
 
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::{core, discovery};
 use serde::Serialize;
@@ -34,7 +35,7 @@ pub struct Stated {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The file's name in the folder.
-    pub file: String,
+    pub file: Arc<str>,
     /// Which document, counted from one.
     pub document: usize,
     /// Which item, if the document is a list; counted from zero, as in `items[0]`.
@@ -115,8 +116,9 @@ const KNOWN: [Known; 3] = [
 pub fn parse(file: &str, contents: &str) -> Parsed {
     let documents = if file.ends_with(".json") { json(contents) } else { yaml(contents) };
     let mut parsed = Parsed { complete: true, ..Parsed::default() };
+    let file: Arc<str> = file.into();
     for (index, document) in documents.into_iter().enumerate() {
-        let place = Place { file: file.to_owned(), document: index + 1, item: None };
+        let place = Place { file: Arc::clone(&file), document: index + 1, item: None };
         match document {
             Ok(value) => parsed.document(place, value),
             Err(message) => {

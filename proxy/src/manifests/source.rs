@@ -116,7 +116,7 @@ impl Source {
                     update.join(self.folder.remove(&file))
                 }
                 Err(error) => {
-                    let place = Place { file, document: 1, item: None };
+                    let place = Place { file: file.into(), document: 1, item: None };
                     update.problems.push(FileProblem { place, mistake: Mistake::File(error.to_string()) });
                 }
             }

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use address::{Family, family_of};
 pub use endpoint::Endpoint;
@@ -30,7 +31,7 @@ use ipnetwork::IpNetwork;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     services: BTreeMap<ServiceName, Declared>,
-    slices: BTreeMap<SliceName, Slice>,
+    slices: BTreeMap<SliceName, Arc<Slice>>,
     /// In order. Mostly there is one, for which a set would make room for eleven.
     slices_of: BTreeMap<ServiceName, Vec<SliceName>>,
     nodes: BTreeMap<NodeName, Node>,
@@ -50,8 +51,8 @@ pub enum Change {
 pub enum Object {
     /// A Service, or why it has no rules here.
     Service(ServiceName, Declared),
-    /// An EndpointSlice that belongs to a service.
-    Slice(SliceName, Slice),
+    /// An EndpointSlice that belongs to a service; shared with whoever told of it.
+    Slice(SliceName, Arc<Slice>),
     /// A Node.
     Node(NodeName, Node),
 }
@@ -161,7 +162,7 @@ impl Model {
     /// The slices of a service, by name.
     pub fn slices_of(&self, service: &ServiceName) -> impl Iterator<Item = (&SliceName, &Slice)> {
         let names = self.slices_of.get(service).into_iter().flatten();
-        names.filter_map(|name| self.slices.get_key_value(name))
+        names.filter_map(|name| self.slices.get_key_value(name)).map(|(name, slice)| (name, &**slice))
     }
 
     /// A node by its name.
@@ -189,7 +190,7 @@ impl Model {
         touched
     }
 
-    fn set_slice(&mut self, name: SliceName, slice: Option<Slice>) -> Touched {
+    fn set_slice(&mut self, name: SliceName, slice: Option<Arc<Slice>>) -> Touched {
         let mut touched = Touched::default();
         let before = self.slices.get(&name).map(|slice| slice.service.clone());
         let after = slice.as_ref().map(|slice| slice.service.clone());

@@ -13,8 +13,8 @@ use super::{Family, family_of};
 /// A Service as declared: either it gets rules, or there is a reason why not.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Declared {
-    /// It gets rules.
-    Served(Box<Service>),
+    /// It gets rules. Shared with whoever told of it.
+    Served(Arc<Service>),
     /// It gets none.
     Ignored(Ignored),
 }

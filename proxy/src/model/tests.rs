@@ -3,6 +3,7 @@
 mod merging;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::{core, discovery};
@@ -126,7 +127,7 @@ fn a_service_with_everything() {
     let name = ServiceName::new("shop", "web");
     assert_eq!(
         reading.change,
-        Some(Change::Put(Object::Service(name, Declared::Served(Box::new(expected)))))
+        Some(Change::Put(Object::Service(name, Declared::Served(Arc::new(expected)))))
     );
 }
 

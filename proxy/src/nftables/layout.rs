@@ -316,14 +316,14 @@ pub(super) fn frontend_slot(of: &Frontend, slot: u32) -> Key {
 }
 
 /// An endpoint as a map's value: address and port, padded to four bytes.
-pub(super) fn endpoint(of: &SocketAddr) -> Value {
+pub(super) fn endpoint(of: &SocketAddr) -> Box<[u8]> {
     let mut bytes = match of.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     bytes.extend(of.port().to_be_bytes());
     bytes.extend([0, 0]);
-    Value::Bytes(bytes)
+    bytes.into()
 }
 
 /// The other way round; `None` for what is none.
@@ -340,8 +340,8 @@ pub(super) fn read_endpoint(value: &Value) -> Option<SocketAddr> {
 }
 
 /// The value of a map to numbers.
-pub(super) fn number_value(number: u32) -> Value {
-    Value::Bytes(number.to_ne_bytes().to_vec())
+pub(super) fn number_value(number: u32) -> Box<[u8]> {
+    number.to_ne_bytes().into()
 }
 
 /// The other way round.
@@ -354,14 +354,18 @@ pub(super) fn read_number(value: &Value) -> Option<u32> {
 mod tests {
     use super::*;
 
+    fn held(bytes: Box<[u8]>) -> Value {
+        Value::Bytes(bytes.into())
+    }
+
     #[test]
     fn endpoints_and_numbers_are_read_back() {
         for address in ["10.42.7.9:8443", "[fd42::9]:53"] {
             let address: SocketAddr = address.parse().unwrap();
-            assert_eq!(read_endpoint(&endpoint(&address)), Some(address));
+            assert_eq!(read_endpoint(&held(endpoint(&address))), Some(address));
         }
-        assert_eq!(read_number(&number_value(7)), Some(7));
-        assert_eq!(read_endpoint(&number_value(7)), None);
+        assert_eq!(read_number(&held(number_value(7))), Some(7));
+        assert_eq!(read_endpoint(&held(number_value(7))), None);
         assert_eq!(read_number(&Value::None), None);
     }
 

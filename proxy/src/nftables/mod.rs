@@ -23,6 +23,7 @@ mod frame;
 mod layout;
 mod leaf;
 mod memory;
+mod packed;
 mod parts;
 mod pods;
 mod program;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use weft_kernel::nft::{Key, Part, Value, merge_networks};
+use weft_kernel::nft::{Key, Part, merge_networks};
 
 use super::layout::{
     DROP, Map, NOWHERE, Place, REJECT, Shape, endpoint, first_hashed, first_slot, frontend, frontend_slot,
@@ -29,7 +29,8 @@ pub(super) struct Parts {
 pub(super) struct Element {
     pub(super) place: Place,
     pub(super) key: Key,
-    pub(super) value: Value,
+    /// None in a plain set. Never a verdict: [`super::layout`] says why.
+    pub(super) value: Option<Box<[u8]>>,
 }
 
 impl Element {
@@ -113,10 +114,10 @@ impl Parts {
         }
         let single = |ip: IpAddr| Key::from(Part::from(ip));
         for ip in &plan.cluster_ips {
-            draft.add(Map::ClusterIps.of(family_of(*ip)), single(*ip), Value::None);
+            draft.add(Map::ClusterIps.of(family_of(*ip)), single(*ip), None);
         }
         for ip in &plan.spared_ips {
-            draft.add(Map::Spared.of(family_of(*ip)), single(*ip), Value::None);
+            draft.add(Map::Spared.of(family_of(*ip)), single(*ip), None);
         }
         draft.finish()
     }
@@ -132,8 +133,8 @@ impl Draft {
         Parts { elements: elements.into(), ways: ways.into() }
     }
 
-    fn add(&mut self, place: Place, key: Key, value: Value) {
-        self.elements.push(Element { place, key, value });
+    fn add(&mut self, place: Place, key: Key, value: impl Into<Option<Box<[u8]>>>) {
+        self.elements.push(Element { place, key, value: value.into() });
     }
 
     fn port(&mut self, port: &PortPlan, ways: &mut impl Numbers, seats: &Seats, id: u32) {
@@ -152,7 +153,7 @@ impl Draft {
         }
         for address in port.cluster.iter().chain(&port.local) {
             let ip = Part::from(address.ip());
-            self.add(Map::Hairpin.of(port.family), Key::concat([ip.clone(), ip]), Value::None);
+            self.add(Map::Hairpin.of(port.family), Key::concat([ip.clone(), ip]), None);
         }
     }
 
@@ -203,7 +204,7 @@ impl Draft {
             }
         }
         if let (Some(sources), Frontend::Address(address, protocol)) = (&treatment.sources, at) {
-            self.add(Map::Guarded.of(family), frontend(at), Value::None);
+            self.add(Map::Guarded.of(family), frontend(at), None);
             for range in merge_networks(sources.iter().copied()) {
                 let key = Key::concat([
                     Part::from(range),
@@ -211,7 +212,7 @@ impl Draft {
                     Part::bytes([protocol.number()]),
                     Part::bytes(address.port().to_be_bytes()),
                 ]);
-                self.add(Map::Allowed.of(family), key, Value::None);
+                self.add(Map::Allowed.of(family), key, None);
             }
         }
     }

@@ -8,6 +8,7 @@ use super::frame::Frame;
 use super::layout::{FIRST_WAY, Map, NOWHERE, Place, number, table};
 use super::leaf::{Pick, Way};
 use super::memory::Memory;
+use super::packed::Packed;
 use super::parts::{Element, Numbers, Parts, Seats, pick, wished_id};
 use super::slots::{self, free_number};
 use crate::host::Host;
@@ -69,7 +70,9 @@ impl Numbers for Numbering<'_> {
 /// What one service has.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Held {
-    parts: Parts,
+    elements: Packed,
+    /// The chains, in order, each once.
+    ways: Box<[Way]>,
     ports: Box<[HeldPort]>,
 }
 
@@ -200,9 +203,9 @@ impl Program {
         }
         let mut elements: BTreeMap<Place, Elements> = BTreeMap::new();
         for held in self.services.values() {
-            for Element { place, key, value } in &held.parts.elements {
-                let all = elements.entry(*place).or_default();
-                all.insert(key.clone(), value.clone());
+            for element in held.elements.elements() {
+                let all = elements.entry(element.place).or_default();
+                all.extend([element.into_pair()]);
             }
         }
         for (place, all) in elements {
@@ -235,10 +238,10 @@ impl Program {
             });
             HeldPort { name: port.name.clone(), family: port.family, seats, id }
         });
-        let mut after = Held { ports: ports.collect(), parts: Parts::default() };
+        let mut after = Held { ports: ports.collect(), ..Held::default() };
         let none = Seats::default();
         let mut ways = Numbering { ways: &mut self.ways, memory, new: Vec::new() };
-        after.parts = Parts::of(plan, &mut ways, |port: &PortPlan| {
+        let parts = Parts::of(plan, &mut ways, |port: &PortPlan| {
             let held = after.port(port);
             (held.map_or(&none, |held| &held.seats), held.and_then(|held| held.id).unwrap_or(0))
         });
@@ -247,13 +250,15 @@ impl Program {
             let (place, key, value) = numbering(&way, number);
             pending.add.entry(place).or_default().insert(key, value);
         }
-        self.change(&before.parts, &after.parts, pending);
+        let held = Parts { elements: before.elements.elements().collect(), ways: before.ways };
+        self.change(held, &parts, pending);
+        (after.elements, after.ways) = (Packed::of(&parts.elements), parts.ways);
         if after != Held::default() {
             self.services.insert(name.clone(), after);
         }
     }
 
-    fn change(&mut self, before: &Parts, after: &Parts, pending: &mut Pending) {
+    fn change(&mut self, before: Parts, after: &Parts, pending: &mut Pending) {
         for way in after.ways.iter().filter(|way| before.ways.binary_search(way).is_err()) {
             let users = self.ways.users.entry(way.clone()).or_insert_with(|| {
                 pending.new_ways.push(way.clone());
@@ -270,14 +275,15 @@ impl Program {
             let found = parts.elements.binary_search_by(|held| held.at().cmp(&element.at()));
             found.ok().and_then(|at| parts.elements.get(at)).is_some_and(|held| held.value == element.value)
         };
-        for Element { place, key, value } in after.elements.iter().filter(|element| !has(before, element)) {
-            if self.is_first(*place, key) {
-                pending.add.entry(*place).or_default().insert(key.clone(), value.clone());
+        for element in after.elements.iter().filter(|element| !has(&before, element)) {
+            if self.is_first(element.place, &element.key) {
+                pending.add.entry(element.place).or_default().extend([element.clone().into_pair()]);
             }
         }
-        for Element { place, key, value } in before.elements.iter().filter(|element| !has(after, element)) {
-            if self.is_last(*place, key) {
-                pending.delete.entry(*place).or_default().insert(key.clone(), value.clone());
+        let has_still: Vec<bool> = before.elements.iter().map(|element| has(after, element)).collect();
+        for (element, _) in before.elements.into_iter().zip(has_still).filter(|(_, stays)| !stays) {
+            if self.is_last(element.place, &element.key) {
+                pending.delete.entry(element.place).or_default().extend([element.into_pair()]);
             }
         }
     }

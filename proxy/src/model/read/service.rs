@@ -1,5 +1,7 @@
 //! A Service of the API.
 
+use std::sync::Arc;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -63,7 +65,7 @@ fn declared(object: &v1::Service, findings: &mut Findings) -> Option<Declared> {
         Some((_, "None")) => return Some(Declared::Ignored(Ignored::Headless)),
         Some(_) => {}
     }
-    served(object, spec, kind, findings).map(|service| Declared::Served(Box::new(service)))
+    served(object, spec, kind, findings).map(|service| Declared::Served(Arc::new(service)))
 }
 
 fn served(

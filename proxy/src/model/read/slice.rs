@@ -1,5 +1,7 @@
 //! An EndpointSlice of the API.
 
+use std::sync::Arc;
+
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1;
@@ -46,7 +48,7 @@ pub fn slice(object: &v1::EndpointSlice) -> Reading {
         ports: ports(object, &mut findings),
         endpoints: endpoints(object, family, &mut findings),
     };
-    findings.reading(Some(Change::Put(Object::Slice(known_as, slice))))
+    findings.reading(Some(Change::Put(Object::Slice(known_as, Arc::new(slice)))))
 }
 
 /// A port without a number means "all ports", which no proxy can serve; kube-proxy leaves it out too.

@@ -30,7 +30,8 @@ fn endpoint(address: &str, ready: bool, node: &str) -> SliceEndpoint {
 /// The endpoints seen from the node `ash`, as address, ready, node.
 fn seen(slices: &[Slice], port: (&str, Protocol), family: Family) -> Vec<String> {
     let named = slices.iter().enumerate();
-    let objects = named.map(|(n, it)| Object::Slice(SliceName::new("shop", &format!("web-{n}")), it.clone()));
+    let objects =
+        named.map(|(n, it)| Object::Slice(SliceName::new("shop", &format!("web-{n}")), Arc::new(it.clone())));
     let model = Model::of(objects);
     let me = NodeName::new("ash");
     let endpoints = model.endpoints(&ServiceName::new("shop", "web"), port.0, port.1, family, &me);
@@ -78,7 +79,7 @@ fn a_slice_that_changes_its_service_touches_both() {
     let name = SliceName::new("shop", "s");
     let first = slice(Family::V4, &[], &[]);
     let touched = |touched: Touched| touched.services.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let put = |slice: &Slice| Change::Put(Object::Slice(name.clone(), slice.clone()));
+    let put = |slice: &Slice| Change::Put(Object::Slice(name.clone(), Arc::new(slice.clone())));
     assert_eq!(touched(model.apply(put(&first))), ["shop/web"]);
     assert!(model.apply(put(&first)).is_empty(), "nothing new");
     let second = Slice { service: ServiceName::new("shop", "api"), ..first };
