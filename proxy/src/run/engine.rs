@@ -68,7 +68,7 @@ impl Engine {
         resync: Duration,
         told: Told,
     ) -> Self {
-        let schedule = Schedule::new(Pace { period: resync, ..Pace::default() }, Instant::now());
+        let schedule = Schedule::new(Pace { period: resync, ..Pace::default() }, now());
         let (book, triggered, said, failures) = Default::default();
         Self { node, settings, backend, observed, schedule, book, told, triggered, said, failures }
     }
@@ -116,7 +116,7 @@ impl Engine {
                     }
                 }
                 changed = hosts.changed(), if follows => match changed {
-                    Ok(()) => self.reconsider_host(Instant::now()),
+                    Ok(()) => self.reconsider_host(now()),
                     // Who watches the addresses has ended and said why.
                     Err(_) => follows = false,
                 },
@@ -168,7 +168,7 @@ impl Engine {
         if self.schedule.is_loaded() {
             self.change(again, parsed);
         } else if let Some((at, task)) = self.schedule.next()
-            && at <= Instant::now()
+            && at <= now()
         {
             self.perform(task);
         }
@@ -215,7 +215,7 @@ impl Engine {
         if !plans.is_empty() {
             let result = self.backend.change(&plans);
             if self.concluded("change", &result) {
-                self.schedule.left(Instant::now(), self.backend.has_unused());
+                self.schedule.left(now(), self.backend.has_unused());
                 self.told.numbers.changed(parsed);
                 self.told.commits.tell(Committed::Some(plans.into()));
             }
@@ -234,7 +234,7 @@ impl Engine {
                         self.told.numbers.repaired(changes);
                         self.told.commits.tell(Committed::All);
                     }
-                    self.schedule.settled(Instant::now(), self.backend.has_unused());
+                    self.schedule.settled(now(), self.backend.has_unused());
                     memory::trim();
                 }
             }
@@ -248,7 +248,7 @@ impl Engine {
     }
 
     fn load(&mut self) {
-        let started = Instant::now();
+        let started = now();
         let result = {
             let world = self.told.world.read();
             self.told.numbers.services(world.model.declared().count());
@@ -259,7 +259,7 @@ impl Engine {
             if let Ok(Applied { changes }) = result {
                 tracing::info!(mode = self.backend.mode(), changes, ?took, "everything is programmed");
             }
-            self.schedule.settled(Instant::now(), self.backend.has_unused());
+            self.schedule.settled(now(), self.backend.has_unused());
             self.told.numbers.loaded(took);
             self.told.commits.tell(Committed::All);
             memory::trim();
@@ -282,7 +282,7 @@ impl Engine {
                     },
                     chain(error),
                 );
-                self.schedule.failed(Instant::now());
+                self.schedule.failed(now());
                 false
             }
         }
@@ -339,3 +339,8 @@ async fn gather(first: News, source: &mut impl Source) -> (Option<Update>, Optio
 /// Nothing to be told of is programmed yet.
 pub(super) const NOTHING: Programmed =
     Programmed { revisions: Revisions { services: None, slices: None }, whole: false };
+
+/// The runtime's time, which tests can make stand still.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -6,9 +6,12 @@ use std::process::Command;
 use nix::sched::{CloneFlags, unshare};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
-use weft_kernel::nft::{Nft, Transaction};
+use weft_kernel::nft::{Elements, Key, Nft, Part, Transaction, Value};
 
 use super::*;
+use crate::backend::{Applied, Backend as _};
+use crate::host::{Observed, Settings};
+use crate::nftables::{Nftables, table_key};
 
 /// Runs a test in a fresh network namespace, on a thread that ends with it.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
@@ -53,5 +56,183 @@ fn tables_and_changes_are_taken_and_listed() {
             nft.commit(&program.collect()).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(nft.table(&table.key).unwrap(), Some(program.table()));
         }
+    });
+}
+
+const SHOP: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.1
+  ports: [{port: 80, nodePort: 30080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec:
+  clusterIP: 10.96.0.2
+  sessionAffinity: ClientIP
+  ports: [{port: 80}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.42.0.5]}, {addresses: [10.42.0.6]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: cart-1, namespace: shop, labels: {kubernetes.io/service-name: cart}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.42.0.7]}]
+";
+
+/// The shop's plans on a host of one address.
+fn shop(manifests: &str) -> (Host, BTreeMap<ServiceName, ServicePlan>) {
+    let mut model = Model::default();
+    for change in crate::manifests::Folder::default().put("shop.yaml", manifests).changes {
+        model.apply(change);
+    }
+    let address = "192.0.2.1".parse().unwrap();
+    let observed = Observed { addresses: [address].into(), primary: vec![address] };
+    let host = Host::on(&model, NodeName::new("ash"), observed, Settings::default());
+    let plans = everything(&model, &host);
+    (host, plans)
+}
+
+fn load(nftables: &mut Nftables, (host, plans): &(Host, BTreeMap<ServiceName, ServicePlan>)) -> Applied {
+    nftables.load(host, &mut plans.clone().into_iter()).unwrap()
+}
+
+fn nft(command: &str) {
+    let output = Command::new("nft").arg(command).output().expect("nft is installed");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_start_writes_what_differs_and_nothing_else() {
+    in_namespace(|| {
+        let whole = load(&mut Nftables::open().unwrap(), &shop(SHOP));
+        assert!(whole.changes > 100, "{whole:?}");
+        let before = listed();
+        let mut kernel = Nft::open().unwrap();
+        let generation = kernel.generation().unwrap();
+        // The same again: not one transaction.
+        let mut again = Nftables::open().unwrap();
+        assert_eq!(load(&mut again, &shop(SHOP)), Applied::default());
+        assert_eq!(kernel.generation().unwrap(), generation);
+        assert_eq!(again.differences().unwrap(), [""; 0]);
+        // While nobody looked, an endpoint went and another one came: its element under two frontends
+        // and its hairpin, away and there.
+        let other = shop(&SHOP.replace("10.42.0.6", "10.42.0.9"));
+        assert_eq!(load(&mut Nftables::open().unwrap(), &other), Applied { changes: 6 });
+        // A service had three endpoints: its chains stay for packets on their way, then they go.
+        let three = shop(
+            &SHOP.replace("{addresses: [10.42.0.6]}", "{addresses: [10.42.0.6]}, {addresses: [10.42.0.8]}"),
+        );
+        load(&mut Nftables::open().unwrap(), &three);
+        let mut back = Nftables::open().unwrap();
+        load(&mut back, &shop(SHOP));
+        assert!(back.has_unused());
+        assert!(listed().contains("address-3"));
+        back.collect().unwrap();
+        assert!(!back.has_unused());
+        assert_eq!(listed(), before);
+    });
+}
+
+#[test]
+fn what_others_do_to_the_table_is_put_right() {
+    in_namespace(|| {
+        nft("table ip theirs { chain c { type filter hook input priority 0; counter; }; }");
+        let mut nftables = Nftables::open().unwrap();
+        load(&mut nftables, &shop(SHOP));
+        let before = listed();
+        assert_eq!(nftables.look().unwrap(), Applied::default());
+        for (harm, complaint) in [
+            ("delete table inet weft-proxy", "table inet weft-proxy is missing"),
+            ("flush table inet weft-proxy", "chain guard4 has other rules"),
+            ("flush chain inet weft-proxy services4", "chain services4 has other rules"),
+            ("flush map inet weft-proxy addresses4", "set addresses4: 10.96.0.1 . tcp . 80 is missing"),
+            (
+                "delete element inet weft-proxy addresses4 { 10.96.0.1 . tcp . 80 }",
+                "set addresses4: 10.96.0.1 . tcp . 80 is missing",
+            ),
+            (
+                "add element inet weft-proxy port-endpoints4 { tcp . 30081 . 0 : 10.42.0.66 . 80 }",
+                "set port-endpoints4: tcp . 30081 . 0x0 is too much",
+            ),
+            (
+                "add chain inet weft-proxy evil { type filter hook input priority 0; policy drop; }",
+                "chain evil is too much",
+            ),
+            ("insert rule inet weft-proxy services4 accept", "chain services4 has other rules"),
+            ("add table inet weft-proxy { flags dormant; }", "made anew"),
+        ] {
+            nft(harm);
+            let found = nftables.differences().unwrap();
+            assert!(found.iter().any(|line| line.contains(complaint)), "{harm}: {found:?}");
+            assert!(nftables.look().unwrap().changes > 0, "{harm}");
+            assert_eq!(listed(), before, "{harm}");
+            assert_eq!(nftables.differences().unwrap(), [""; 0], "{harm}");
+        }
+    });
+}
+
+#[test]
+fn a_change_that_fails_is_made_good_by_a_look() {
+    in_namespace(|| {
+        let mut nftables = Nftables::open().unwrap();
+        load(&mut nftables, &shop(SHOP));
+        nft("delete element inet weft-proxy hairpin4 { 10.42.0.6 . 10.42.0.6 }");
+        let broken = listed();
+        // It deletes what is no longer there, so the kernel refuses all of it.
+        let (_, plans) = shop(&SHOP.replace("10.42.0.6", "10.42.0.9"));
+        let plans: Vec<_> = plans.into_iter().collect();
+        nftables.change(&plans).unwrap_err();
+        assert_eq!(listed(), broken, "nothing is taken away");
+        nftables.look().unwrap();
+        let repaired = listed();
+        assert!(repaired.contains("10.42.0.9 . 8080") && !repaired.contains("10.42.0.6"), "{repaired}");
+        assert_eq!(nftables.differences().unwrap(), [""; 0]);
+        assert_eq!(nftables.change(&plans).unwrap(), Applied::default());
+    });
+}
+
+/// A table of another layout is replaced in one go, and clients keep their endpoints.
+#[test]
+fn another_layout_is_replaced_and_clients_stick() {
+    in_namespace(|| {
+        load(&mut Nftables::open().unwrap(), &shop(SHOP));
+        let mut kernel = Nft::open().unwrap();
+        let mut old = kernel.table(&table_key()).unwrap().unwrap();
+        old.comment = Some("layout 0".into());
+        let sticky = "sticky4-10800".parse().unwrap();
+        let stuck: Elements = [(
+            Key::concat([
+                Part::bytes(7u32.to_ne_bytes()),
+                "192.0.2.77".parse::<std::net::Ipv4Addr>().unwrap().into(),
+            ]),
+            Value::Bytes(9u32.to_ne_bytes().to_vec()),
+        )]
+        .into();
+        old.sets.get_mut(&sticky).expect("the cart's clients stick").elements = stuck.clone();
+        old.chains.insert("to4.address-17".parse().unwrap(), Default::default());
+        kernel.commit(&Transaction::new().replace(&old)).unwrap();
+        let generation = kernel.generation().unwrap();
+        let mut nftables = Nftables::open().unwrap();
+        load(&mut nftables, &shop(SHOP));
+        assert_eq!(kernel.generation().unwrap(), generation + 1, "one transaction");
+        let new = kernel.table(&table_key()).unwrap().unwrap();
+        assert_eq!(new.sets[&sticky].elements, stuck);
+        assert!(
+            !new.chains.contains_key(&"to4.address-17".parse().unwrap()),
+            "what an old name means is not known"
+        );
+        assert_eq!(nftables.differences().unwrap(), [""; 0]);
     });
 }
