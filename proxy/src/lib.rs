@@ -3,6 +3,7 @@
 //!
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
 //! - [`manifests`]: a folder of YAML and JSON files as their source;
+//! - [`api`]: a Kubernetes API server as their source;
 //! - [`config`]: how a proxy is told what to do, in kube-proxy's words and ours;
 //! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
@@ -18,6 +19,7 @@
 //! The semantics are kube-proxy's, from Kubernetes' documentation and enhancement proposals; where
 //! weft differs on purpose, the place says so.
 
+pub mod api;
 pub mod around;
 pub mod backend;
 pub mod config;

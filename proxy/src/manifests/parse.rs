@@ -185,7 +185,7 @@ impl Parsed {
 }
 
 /// What an object calls itself, however wrong the rest of it is.
-fn identity(kind: &str, value: &Value) -> (ObjectRef, Option<ObjectName>) {
+pub(crate) fn identity(kind: &str, value: &Value) -> (ObjectRef, Option<ObjectName>) {
     let meta = value.get("metadata").unwrap_or(&Value::Null);
     let name = text(meta, "name");
     let namespace = Some(text(meta, "namespace")).filter(|it| !it.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
