@@ -154,6 +154,9 @@ impl Engine {
         });
         self.book.read(revisions);
         if !complete {
+            if let Some(why) = away {
+                self.told.health.not_ready("source", why);
+            }
             return;
         }
         match away {

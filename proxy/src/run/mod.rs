@@ -27,12 +27,14 @@ use weft_daemon::http::ServeError;
 use weft_daemon::{Daemon, Env};
 use weft_kernel::net::NetError;
 
+use crate::api::{self as kubernetes, AccessError, Patience};
 use crate::around::flows;
 use crate::around::network::Network;
 use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
 use crate::manifests::{Follow, SourceError};
 use crate::nftables::Nftables;
+use crate::source::{News, Source};
 use engine::{Engine, Told};
 use numbers::Numbers;
 
@@ -65,6 +67,9 @@ pub enum RunError {
     /// The manifests cannot be followed.
     #[error(transparent)]
     Manifests(#[from] SourceError),
+    /// The API cannot be asked at all.
+    #[error(transparent)]
+    Api(#[from] AccessError),
     /// The kernel cannot do what the mode needs.
     #[error(transparent)]
     Kernel(#[from] TooOld),
@@ -106,9 +111,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let strict = options.settings.strict.as_ref();
     let service_cidrs = strict.map(|strict| strict.service_cidrs.clone()).unwrap_or_default();
     let (network, observed) = Network::open(service_cidrs).await?;
-    let source = match &options.source {
-        SourceOptions::Manifests(folder) => Follow::open(folder)?,
-    };
+    let source = Declared::open(&options).await?;
 
     let world = Shared::new(Engine::empty(&options.node, &options.settings, observed.borrow().clone()));
     let commits = Commits::default();
@@ -126,6 +129,33 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     engine.run(source, doubt, asked, shutdown).await;
     running.stopped().await;
     Ok(())
+}
+
+/// The one source that was asked for.
+enum Declared {
+    Manifests(Follow),
+    Api(kubernetes::Source),
+}
+
+impl Declared {
+    async fn open(options: &Options) -> Result<Self, RunError> {
+        Ok(match &options.source {
+            SourceOptions::Manifests(folder) => Self::Manifests(Follow::open(folder)?),
+            SourceOptions::Api(access) => {
+                let (access, node) = (access.clone(), options.node.clone());
+                Self::Api(kubernetes::Source::open(access, node, Patience::default()).await?)
+            }
+        })
+    }
+}
+
+impl Source for Declared {
+    async fn next(&mut self) -> News {
+        match self {
+            Self::Manifests(source) => source.next().await,
+            Self::Api(source) => source.next().await,
+        }
+    }
 }
 
 /// One daemon per host: two would undo each other's work.

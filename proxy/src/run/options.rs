@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::api::Access;
 use crate::around::settings::Wishes;
 use crate::host::Settings;
 use crate::model::NodeName;
@@ -33,6 +34,8 @@ pub struct Options {
 pub enum SourceOptions {
     /// In a folder of manifests (`--manifests`).
     Manifests(PathBuf),
+    /// In a Kubernetes API (`--kubeconfig`, or the cluster that we run in).
+    Api(Access),
 }
 
 /// How the kernel is told (`--mode`).

@@ -321,11 +321,25 @@ async fn a_source_that_is_away_takes_nothing_away() {
     it.news.send(News::Away("no answer".into())).unwrap();
     it.rest().await;
     assert_eq!(source(&it), (State::NotReady, "no answer".to_owned()));
+    let away = |complete, why: &str| {
+        let away = (!why.is_empty()).then(|| why.to_owned());
+        let revisions = Revisions { services: Some(1), slices: Some(1) };
+        News::Update(Update { complete, away, revisions, ..Update::of_nothing(Instant::now()) })
+    };
+    it.news.send(away(false, "no slices")).unwrap();
+    it.rest().await;
+    assert_eq!(source(&it), (State::NotReady, "no slices".to_owned()));
     it.tell(true, 1, vec![service("a", 1)]);
     it.rest().await;
     assert_eq!(source(&it), (State::Ok, String::new()));
     it.news.send(News::Away("no answer".into())).unwrap();
     it.rest().await;
     assert_eq!(source(&it), (State::Degraded, "no answer".to_owned()));
+    it.news.send(away(true, "no node")).unwrap();
+    it.rest().await;
+    assert_eq!(source(&it), (State::Degraded, "no node".to_owned()));
+    it.news.send(away(true, "")).unwrap();
+    it.rest().await;
+    assert_eq!(source(&it), (State::Ok, String::new()));
     assert_eq!((it.fake.did(), it.held()), (vec!["load 1".to_owned()], (Some(1), true)));
 }
