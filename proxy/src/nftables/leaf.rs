@@ -291,13 +291,13 @@ impl Leaf {
             .load(source(self.family), reg(CLIENT))
     }
 
-    /// To the endpoint whose number was just found, if it is still there; the client keeps it.
-    fn with_found(&self, rule: Rule, sticky: Option<u32>) -> Rule {
+    /// To the endpoint whose number was just found, if it is still there; `ops` have the client keep it.
+    fn with_found(&self, rule: Rule, sticky: Option<u32>, ops: &[DynsetOp]) -> Rule {
         let mut rule = set_priority(rule).load(Selector::Priority, reg(1));
         rule = self.look(rule, live(self.set), 0);
-        if let Some(seconds) = sticky {
+        for (op, seconds) in sticky.into_iter().flat_map(|seconds| ops.iter().map(move |op| (*op, seconds))) {
             rule = rule.then(Expr::Dynset {
-                op: DynsetOp::Update,
+                op,
                 set: Map::Sticky(seconds).of(self.family).name(),
                 key: reg(CLIENT - 1),
                 value: Some(reg(1)),
@@ -311,12 +311,14 @@ impl Leaf {
     fn again(&self, seconds: u32) -> Rule {
         let rule = self.id_and_client();
         let rule = self.look(rule, Map::Sticky(seconds), CLIENT - 1);
-        self.with_found(rule, Some(seconds))
+        self.with_found(rule, Some(seconds), &[DynsetOp::Update])
     }
 
     fn by_id(&self, slot: Expr, sticky: Option<u32>) -> Rule {
         let rule = self.id_and_client().then(with_result_in(slot, 1));
-        self.with_found(self.look(rule, Map::Slots, 0), sticky)
+        // An update begins the time anew and leaves the value as it is: that of an endpoint that is gone,
+        // if the client had one.
+        self.with_found(self.look(rule, Map::Slots, 0), sticky, &[DynsetOp::Delete, DynsetOp::Update])
     }
 }
 

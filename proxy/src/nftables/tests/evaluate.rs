@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use weft_kernel::nft::{
-    ChainKind, CmpOp, CtKey, Expr, FibResult, Hook, MetaKey, NatEnd, PayloadBase, Reg, Rule, SetName, Table,
-    Value, Verdict,
+    ChainKind, CmpOp, CtKey, DynsetOp, Expr, FibResult, Hook, MetaKey, NatEnd, PayloadBase, Reg, Rule,
+    SetName, Table, Value, Verdict,
 };
 
 use crate::host::Host;
@@ -262,10 +262,18 @@ impl<'a> Walk<'a> {
                     self.store(*to, &slot.to_ne_bytes());
                     true
                 }
-                Expr::Dynset { set, key, value, .. } => {
-                    let key = self.key(set, *key);
+                Expr::Dynset { op, set, key, value, .. } => {
+                    let key = (set.clone(), self.key(set, *key));
                     let value = self.load(value.unwrap(), 4);
-                    self.dynamic.insert((set.clone(), key), value);
+                    match op {
+                        // As in the kernel, the value of an element that is there stays.
+                        DynsetOp::Add | DynsetOp::Update => {
+                            self.dynamic.entry(key).or_insert(value);
+                        }
+                        DynsetOp::Delete => {
+                            self.dynamic.remove(&key);
+                        }
+                    }
                     true
                 }
                 Expr::Nat { end: NatEnd::Destination, ipv6, addr, port } => {
