@@ -1,6 +1,6 @@
 //! A host's service proxy: the daemon beside the overlay's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -46,12 +46,17 @@ impl Proxy {
 
     /// As [`Proxy::launch`], with further arguments.
     pub fn launch_with<S: AsRef<str>>(&self, further: &[S]) -> Result<(), LabError> {
+        self.launch_from(&self.host.manifests().dir()?, further)
+    }
+
+    /// As [`Proxy::launch_with`], with a folder of manifests that is not the lab's.
+    pub fn launch_from<S: AsRef<str>>(&self, manifests: &Path, further: &[S]) -> Result<(), LabError> {
         let lab = &self.host.lab;
         let weft = lab.spec.weft.as_ref().ok_or_else(|| lab.without("weft binary"))?;
         let mut args: Vec<String> = vec![
             weft.display().to_string(),
             "proxy".into(),
-            format!("--manifests={}", self.host.manifests().dir()?.display()),
+            format!("--manifests={}", manifests.display()),
             format!("--node-name={}", self.host.name()),
             format!("--run-dir={}", self.host.run_dir().display()),
             format!("--state-dir={}", self.host.state_dir().display()),
