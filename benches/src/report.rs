@@ -95,12 +95,16 @@ impl Report {
         }
     }
 
-    /// The samples of a series; none when it was not measured.
+    /// A series, if it was measured.
+    pub fn series(&self, regime: &str, path: &str, metric: &str, scale: u64) -> Option<&Series> {
+        let wanted = (regime, path, metric, scale);
+        let name = |s: &&Series| (s.regime.as_str(), s.path.as_str(), s.metric.as_str(), s.scale) == wanted;
+        self.results.iter().find(name)
+    }
+
+    /// The samples of a series in which nothing is scaled; none when it was not measured.
     pub fn samples(&self, regime: &str, path: &str, metric: &str) -> &[f64] {
-        let wanted = (regime, path, metric);
-        let found =
-            self.results.iter().find(|s| (s.regime.as_str(), s.path.as_str(), s.metric.as_str()) == wanted);
-        found.map_or(&[], |series| &series.samples)
+        self.series(regime, path, metric, 1).map_or(&[], |series| &series.samples)
     }
 
     /// How path `ours` compares with path `theirs`.
@@ -108,11 +112,20 @@ impl Report {
         stats::ratio(self.samples(regime, ours, metric), self.samples(regime, theirs, metric))
     }
 
-    /// Medians as tables, one per regime: a row per path, a column per metric.
+    /// The series by regime, those that tell how something grows apart from those that do not.
+    pub(crate) fn blocks(&self) -> Vec<(&str, Vec<&Series>)> {
+        let keys = distinct(self.results.iter().map(|s| (s.regime.as_str(), s.scale > 1)));
+        let of = |(regime, scaled): (&str, bool)| {
+            self.results.iter().filter(|s| s.regime == regime && (s.scale > 1) == scaled).collect()
+        };
+        keys.into_iter().map(|key| (key.0, of(key))).collect()
+    }
+
+    /// Medians as tables, one per regime and, where something grows, one more: a row per path and scale,
+    /// a column per metric.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        for regime in distinct(self.results.iter().map(|s| s.regime.as_str())) {
-            let here: Vec<&Series> = self.results.iter().filter(|s| s.regime == regime).collect();
+        for (regime, here) in self.blocks() {
             let metrics = distinct(here.iter().map(|s| s.metric.as_str()));
             let rows = distinct(here.iter().map(|s| (s.path.as_str(), s.scale)));
             let mut cells = vec![
@@ -237,6 +250,24 @@ vxlan x1000             180
 
 ";
         assert_eq!(example().table(), expected);
+    }
+
+    #[test]
+    fn what_grows_has_a_table_of_its_own() {
+        let mut report = example();
+        report.results.truncate(1);
+        report.sample(("default", "nftables", "first_p50_us", "us"), 100, 21.0);
+        report.sample(("default", "nftables", "first_p50_us", "us"), 45_000, 22.0);
+        let expected = "\
+default  tcp_1_gbps
+bare           41.0
+
+default          first_p50_us
+nftables x100            21.0
+nftables x45000          22.0
+
+";
+        assert_eq!(report.table(), expected);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::wiring::{self, Side};
 use crate::BenchError;
 use crate::cpu::Watched;
 use crate::session::{Audience, Contestant, go_on};
-use crate::traffic::{Cores, Ends, IperfServer};
+use crate::traffic::{Cores, Ends, IperfServer, Listen};
 
 /// How long a daemon may take to be ready, and a path to carry the first packet.
 const READY: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ impl Contestant for Pair {
 impl Pair {
     fn raise(lab: &Lab, path: Path, options: &Options, cores: Cores) -> Result<Self, BenchError> {
         let wired = wire(lab, path, options)?;
-        let ends = Ends { client: wired.client, server: wired.server, to: wired.to };
+        let ends = Ends { client: wired.client, server: wired.server, to: wired.to, listen: Listen::There };
         wait_for(READY, || ends.client.ping(ends.to).map_err(|error| error.chain())).map_err(
             |timed_out| LabError::Late {
                 what: format!("{path} carries nothing"),

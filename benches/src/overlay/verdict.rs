@@ -1,125 +1,57 @@
-//! Which ratios and limits were reached, in words. Pure.
+//! What the overlay's bench comes to in words: which ratio was reached, and whether that counts. Pure.
 //!
-//! A ratio is the median of the rounds' ratios. It counts as reached when the upper end of the 95 %
-//! interval of that median reaches the bar; a claim also needs [`ROUNDS`](super::ROUNDS) rounds and,
-//! against a rival that does the same work in the same place, processor time per GB of at most
-//! [`CPU_BAR`] times its. (A tunnel in user space costs more than one in the kernel; how much is told.)
+//! [`crate::claims`] says when it does. A tunnel in user space costs more than one in the kernel; how
+//! much is told.
 
-use std::fmt::Write as _;
-
+use crate::claims::{Bar, Limit};
 use crate::report::{Report, number};
-use crate::session::ROUNDS;
-use crate::stats::Ratio;
 use crate::svg::Headline;
 
-/// How much more processor time per GB a path may take than its rival.
-pub const CPU_BAR: f64 = 1.03;
-
-/// A ratio that is promised.
-struct Bar {
-    regime: &'static str,
-    ours: &'static str,
-    theirs: &'static str,
-    at_least: f64,
-    /// Both do the same work in the same place, so that one may not cost more than the other.
-    alike: bool,
-}
-
 const BARS: [Bar; 3] = [
-    Bar { regime: "default", ours: "vxlan", theirs: "flannel-layout", at_least: 1.0, alike: true },
-    Bar { regime: "no-offload", ours: "udp", theirs: "vxlan", at_least: 0.5, alike: false },
-    Bar { regime: "default", ours: "udp", theirs: "udp-single", at_least: 5.0, alike: true },
+    bar("default", "vxlan", "flannel-layout", 1.0, true),
+    bar("no-offload", "udp", "vxlan", 0.5, false),
+    bar("default", "udp", "udp-single", 5.0, true),
 ];
-
-/// What else is told of each pair, as far as it was measured.
-const ALSO: [&str; 6] = ["tcp_8_gbps", "udp_gbps", "pps", "cps", "rr_p50_us", "rr_p99_us"];
-
-/// A limit of the control plane: at this many leases, at most so much.
-struct Limit {
-    metric: &'static str,
-    what: &'static str,
-    at_most: f64,
-}
 
 /// At how many leases the limits are promised.
 const SCALE: u64 = 1000;
 const LIMITS: [Limit; 4] = [
-    Limit { metric: "program_all_ms", what: "ms from start to all programmed", at_most: 2000.0 },
-    Limit { metric: "change_p99_ms", what: "ms for one change, 99 of 100 times", at_most: 10.0 },
-    Limit { metric: "rss_mb", what: "MiB resident", at_most: 40.0 },
-    Limit { metric: "idle_cpu_percent", what: "% of a processor when idle", at_most: 1.0 },
+    limit("program_all_ms", "ms from start to all programmed", 2000.0),
+    limit("change_p99_ms", "ms for one change, 99 of 100 times", 10.0),
+    limit("rss_mb", "MiB resident", 40.0),
+    limit("idle_cpu_percent", "% of a processor when idle", 1.0),
 ];
+
+const fn bar(
+    regime: &'static str,
+    ours: &'static str,
+    theirs: &'static str,
+    at_least: f64,
+    alike: bool,
+) -> Bar {
+    Bar { regime, ours, theirs, at_least: Some(at_least), alike }
+}
+
+const fn limit(metric: &'static str, what: &'static str, at_most: f64) -> Limit {
+    Limit { path: "vxlan", scale: SCALE, metric, what, at_most }
+}
 
 /// A paragraph for each ratio and a line for each limit, as far as they were measured.
 pub fn words(report: &Report) -> String {
-    let ratios = BARS.iter().filter_map(|bar| ratio(report, bar));
-    let limits = LIMITS.iter().filter_map(|bar| limit(report, bar));
+    let ratios = BARS.iter().filter_map(|bar| bar.words(report));
+    let limits = LIMITS.iter().filter_map(|limit| limit.words(report, "leases"));
     ratios.chain(limits).collect()
 }
 
 /// The same as figures for the top of a picture.
 pub fn headlines(report: &Report) -> Vec<Headline> {
-    let ratios = BARS.iter().filter_map(|bar| {
-        let ratio = report.ratio(bar.regime, "tcp_1_gbps", bar.ours, bar.theirs)?;
-        Some(Headline {
-            figure: format!("{:.2} \u{d7}", ratio.median),
-            what: format!("TCP: {} / {}", bar.ours, bar.theirs),
-            detail: format!("{}, 95 %: {:.2} to {:.2}", bar.regime, ratio.low, ratio.high),
-        })
-    });
-    let programmed = report.results.iter().find(|s| s.metric == "program_all_ms" && s.scale == SCALE);
-    let programmed = programmed.map(|series| Headline {
+    let ratios = BARS.iter().filter_map(|bar| bar.headline(report));
+    let programmed = report.series("control", "vxlan", "program_all_ms", SCALE).map(|series| Headline {
         figure: format!("{} ms", number(series.median)),
         what: format!("{SCALE} leases in the kernel"),
         detail: "from the daemon's start".into(),
     });
     ratios.chain(programmed).collect()
-}
-
-fn ratio(report: &Report, bar: &Bar) -> Option<String> {
-    let of = |metric| report.ratio(bar.regime, metric, bar.ours, bar.theirs);
-    let throughput = of("tcp_1_gbps")?;
-    let mut text = format!(
-        "{} / {}, {}: TCP {}; the bar is {:.2}: {}\n",
-        bar.ours,
-        bar.theirs,
-        bar.regime,
-        shown(throughput),
-        bar.at_least,
-        reached(throughput.high >= bar.at_least)
-    );
-    if let Some(cost) = of("cpu_s_per_gb") {
-        let limit = match bar.alike {
-            true => format!("; at most {CPU_BAR}: {}", reached(cost.median <= CPU_BAR)),
-            false => String::new(),
-        };
-        writeln!(text, "  CPU per GB {}{limit}", shown(cost)).expect("a String takes every write");
-    }
-    let also = ALSO.iter().filter_map(|metric| Some(format!("{metric} {:.2}", of(metric)?.median)));
-    let also = also.collect::<Vec<_>>().join(", ");
-    if !also.is_empty() {
-        writeln!(text, "  also: {also}").expect("a String takes every write");
-    }
-    if throughput.rounds < ROUNDS {
-        writeln!(text, "  {} rounds are an impression; a claim needs {ROUNDS}", throughput.rounds)
-            .expect("a String takes every write");
-    }
-    Some(text)
-}
-
-fn limit(report: &Report, limit: &Limit) -> Option<String> {
-    let same = |metric: &str, scale: u64| metric == limit.metric && scale == SCALE;
-    let series = report.results.iter().find(|series| same(&series.metric, series.scale))?;
-    let well = reached(series.median <= limit.at_most);
-    Some(format!("{SCALE} leases: {:.1} {}; at most {}: {well}\n", series.median, limit.what, limit.at_most))
-}
-
-fn shown(ratio: Ratio) -> String {
-    format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.low, ratio.high)
-}
-
-fn reached(well: bool) -> &'static str {
-    if well { "reached" } else { "MISSED" }
 }
 
 #[cfg(test)]

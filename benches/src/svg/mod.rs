@@ -27,7 +27,7 @@ pub struct Headline {
 const WIDTH: usize = 960;
 const MARGIN: usize = 28;
 /// Room for the names left of the charts.
-const NAMES: usize = 104;
+const NAMES: usize = 124;
 /// Charts beside each other, and how wide one is, with the gap to the next.
 const COLUMNS: usize = 4;
 const COLUMN: usize = (WIDTH - 2 * MARGIN - NAMES) / COLUMNS;
@@ -67,8 +67,8 @@ pub fn render(report: &Report, headlines: &[Headline]) -> String {
     }
     colours(&mut canvas, top, report);
     top += COLOURS;
-    for regime in distinct(report.results.iter().map(|series| series.regime.as_str())) {
-        top = section(&mut canvas, top, report, regime);
+    for (regime, here) in report.blocks() {
+        top = section(&mut canvas, top, &report.bench, regime, &here);
     }
     top = paths(&mut canvas, top, report);
     canvas.finish(top)
@@ -79,6 +79,10 @@ fn head(canvas: &mut Canvas, report: &Report) {
         "overlay" => (
             "Between pods on two hosts: weft, flannel's layout, and no overlay".to_owned(),
             "hosts and pods are network namespaces on one machine",
+        ),
+        "proxy" => (
+            "Through a service: weft, kube-proxy's layout, and straight to the endpoint".to_owned(),
+            "a host with its pods is a few network namespaces",
         ),
         other => (format!("weft bench {other}"), "measured on one machine"),
     };
@@ -103,54 +107,77 @@ fn cards(canvas: &mut Canvas, top: usize, headlines: &[Headline]) {
     }
 }
 
-/// One regime. Returns where the next begins.
-fn section(canvas: &mut Canvas, top: usize, report: &Report, regime: &str) -> usize {
-    let here: Vec<&Series> = report.results.iter().filter(|series| series.regime == regime).collect();
+/// What of one regime belongs together. Returns where the next begins.
+fn section(canvas: &mut Canvas, top: usize, bench: &str, regime: &str, here: &[&Series]) -> usize {
     canvas.rule(top + 8);
     canvas.text((MARGIN, top + 34), Style::Section, regime);
-    canvas.text((MARGIN + NAMES, top + 34), Style::Faint, words::regime(regime));
-    let rows = distinct(here.iter().map(|series| (series.path.as_str(), series.scale)));
+    let scaled = here.iter().any(|series| series.scale > 1);
+    canvas.text((MARGIN + NAMES, top + 34), Style::Faint, words::regime(bench, regime, scaled));
+    let keys = distinct(here.iter().map(|series| (series.path.as_str(), series.scale)));
     let metrics = distinct(here.iter().map(|series| series.metric.as_str()));
-    let places = places(&rows);
-    let below = places.last().map_or(0, |last| last + LINE);
+    let (rows, below) = rows(bench, &keys);
     let mut top = top + HEADING;
     for band in metrics.chunks(COLUMNS) {
         let bars = top + TITLE;
-        for ((path, scale), place) in rows.iter().zip(&places) {
-            let name = if regime == "control" { format!("{scale} leases") } else { (*path).to_owned() };
-            canvas.text((MARGIN + NAMES - 10, bars + place + 11), Style::Name, &name);
+        for row in &rows {
+            canvas.text((MARGIN + NAMES - 10, bars + row.place + 11), row.style, &row.label);
         }
         for (column, metric) in band.iter().enumerate() {
-            let of = |row: &(&str, u64)| {
-                let found = here.iter().find(|s| (s.path.as_str(), s.scale) == *row && s.metric == *metric);
-                found.copied()
+            let of = |row: &Row| {
+                let (path, scale) = row.key?;
+                let found =
+                    here.iter().find(|s| (s.path.as_str(), s.scale) == (path, scale) && s.metric == *metric);
+                Some((row.place, found.copied()))
             };
-            let chart: Vec<(usize, Option<&Series>)> =
-                places.iter().copied().zip(rows.iter().map(of)).collect();
-            draw(canvas, (MARGIN + NAMES + column * COLUMN, top), &chart);
+            let chart: Vec<(usize, Option<&Series>)> = rows.iter().filter_map(of).collect();
+            draw(canvas, (MARGIN + NAMES + column * COLUMN, top), bench, &chart);
         }
         top = bars + below;
     }
     top + 12
 }
 
-/// How far below the first row each one stands: what is compared stands together.
-fn places(rows: &[(&str, u64)]) -> Vec<usize> {
-    let mut next = 0;
-    let place = |(path, _): &(&str, u64)| {
-        next += if words::begins_group(path) && next > 0 && rows.len() > 4 { GROUP } else { 0 };
-        let place = next;
+/// A line across the charts.
+struct Row<'a> {
+    /// How far below the first one it stands.
+    place: usize,
+    label: String,
+    style: Style,
+    /// Whose figures; none for the name of what follows.
+    key: Option<(&'a str, u64)>,
+}
+
+/// The lines of a section, and what they take together: what is compared stands together. Where several
+/// paths are told at several scales, each path is named once, above its scales.
+fn rows<'a>(bench: &str, keys: &[(&'a str, u64)]) -> (Vec<Row<'a>>, usize) {
+    let scaled = keys.iter().any(|(_, scale)| *scale > 1);
+    let several = distinct(keys.iter().map(|(path, _)| *path)).len() > 1;
+    let (mut rows, mut next, mut last) = (vec![], 0, "");
+    for (path, scale) in keys {
+        let is_new = last != *path;
+        let apart = if scaled { is_new && several } else { words::begins_group(path) && keys.len() > 4 };
+        next += if apart && next > 0 { GROUP } else { 0 };
+        if scaled && several && is_new {
+            rows.push(Row { place: next, label: (*path).to_owned(), style: Style::BoldName, key: None });
+            next += LINE;
+        }
+        let label = match (scaled, several) {
+            (false, _) => (*path).to_owned(),
+            (true, false) => format!("{scale} {}", words::things(bench)),
+            (true, true) => scale.to_string(),
+        };
+        rows.push(Row { place: next, label, style: Style::Name, key: Some((*path, *scale)) });
         next += LINE;
-        place
-    };
-    rows.iter().map(place).collect()
+        last = path;
+    }
+    (rows, next)
 }
 
 /// One chart, its upper left corner at `left`, `top`; a line for each row, measured or not.
-fn draw(canvas: &mut Canvas, (left, top): (usize, usize), chart: &[(usize, Option<&Series>)]) {
+fn draw(canvas: &mut Canvas, (left, top): (usize, usize), bench: &str, chart: &[(usize, Option<&Series>)]) {
     let measured = || chart.iter().filter_map(|(_, series)| *series);
     let Some(first) = measured().next() else { return };
-    canvas.text((left, top + 18), Style::Bold, words::metric(&first.metric));
+    canvas.text((left, top + 18), Style::Bold, words::metric(bench, &first.metric));
     let better = if words::higher_is_better(&first.metric) { "more is better" } else { "less is better" };
     let unit = words::unit(&first.metric, &first.unit);
     canvas.text((left, top + 34), Style::Faint, &format!("{unit}, {better}"));
@@ -199,8 +226,9 @@ fn colours(canvas: &mut Canvas, top: usize, report: &Report) {
     for side in Side::ALL {
         if report.results.iter().any(|series| Side::of(&series.path) == side) {
             canvas.bar((left, y - 11), 16.0, side.colour());
-            canvas.text((left + 23, y), Style::Plain, side.name());
-            left += 40 + side.name().len() * 7;
+            let name = side.name(&report.bench);
+            canvas.text((left + 23, y), Style::Plain, name);
+            left += 40 + name.len() * 7;
         }
     }
     let rounds = report.results.iter().map(|series| series.samples.len()).max().unwrap_or(0);
@@ -214,12 +242,13 @@ fn paths(canvas: &mut Canvas, top: usize, report: &Report) -> usize {
     canvas.rule(top + 8);
     let y = top + 34;
     let paths = distinct(report.results.iter().map(|series| series.path.as_str()));
-    let explained: Vec<&str> = paths.into_iter().filter(|path| !words::path(path).is_empty()).collect();
+    let explained: Vec<&str> =
+        paths.into_iter().filter(|path| !words::path(&report.bench, path).is_empty()).collect();
     let lines = explained.len().div_ceil(2).max(1);
     for (number, path) in explained.iter().enumerate() {
         let (x, y) = (MARGIN + number / lines * (WIDTH / 2 - MARGIN), y + number % lines * 19);
         canvas.text((x, y), Style::Bold, path);
-        canvas.text((x + NAMES - 4, y), Style::Faint, words::path(path));
+        canvas.text((x + NAMES - 4, y), Style::Faint, words::path(&report.bench, path));
     }
     y + (lines - 1) * 19 + MARGIN
 }
@@ -235,6 +264,7 @@ enum Style {
     Faint,
     /// Ends at its place.
     Name,
+    BoldName,
 }
 
 impl Style {
@@ -247,6 +277,7 @@ impl Style {
             Self::Plain => String::new(),
             Self::Faint => format!("fill=\"{FAINT}\""),
             Self::Name => "text-anchor=\"end\"".to_owned(),
+            Self::BoldName => "text-anchor=\"end\" font-weight=\"bold\"".to_owned(),
         }
     }
 }

@@ -17,7 +17,8 @@ impl Side {
     pub(super) fn of(path: &str) -> Self {
         match path {
             "bare" | "direct" => Self::Reference,
-            "host-gw" | "vxlan" | "vxlan-fast" | "udp" | "nftables" | "iptables" | "userspace" => Self::Ours,
+            "host-gw" | "vxlan" | "vxlan-fast" | "udp" => Self::Ours,
+            "nftables" | "nftables-acct" | "iptables" | "userspace" => Self::Ours,
             _ => Self::Theirs,
         }
     }
@@ -30,8 +31,9 @@ impl Side {
         }
     }
 
-    pub(super) const fn name(self) -> &'static str {
+    pub(super) fn name(self, bench: &str) -> &'static str {
         match self {
+            Self::Reference if bench == "proxy" => "no service",
             Self::Reference => "no overlay",
             Self::Ours => "weft",
             Self::Theirs => "what it is compared with",
@@ -45,8 +47,14 @@ pub(super) fn begins_group(path: &str) -> bool {
 }
 
 /// What a path is, where its name does not say so.
-pub(super) fn path(name: &str) -> &'static str {
+pub(super) fn path(bench: &str, name: &str) -> &'static str {
     match name {
+        "direct" if bench == "proxy" => "to the endpoint's own address, past weft's rules",
+        "nftables" => "to a cluster address, by weft proxy",
+        "nftables-acct" => "the same, while conntrack counts bytes",
+        "iptables" => "to a cluster address, by weft proxy --mode iptables",
+        "kube-proxy-layout" => "kube-proxy's nftables rules, loaded by nft",
+        "haproxy" => "haproxy in TCP mode at the cluster address",
         "bare" => "host to host, no pods",
         "direct" => "pods over plain routes set by hand, no firewall rules",
         "host-gw" => "pods over plain routes that weft keeps",
@@ -62,8 +70,12 @@ pub(super) fn path(name: &str) -> &'static str {
 }
 
 /// What a regime means.
-pub(super) fn regime(name: &str) -> &'static str {
+pub(super) fn regime(bench: &str, name: &str, scaled: bool) -> &'static str {
     match name {
+        "control" if bench == "proxy" => {
+            "services that one daemon programs into its kernel; for the layout, nft"
+        }
+        "default" if scaled => "a connection's first packet, by the number of services on the host",
         "default" => "links as they come: 64 KiB packets cross in one piece",
         "no-offload" => "1500-byte packets on every link, joined by nobody",
         "no-tso" => "1500-byte packets on every link, joined by the receiver (GRO)",
@@ -73,8 +85,13 @@ pub(super) fn regime(name: &str) -> &'static str {
     }
 }
 
+/// What is scaled.
+pub(super) fn things(bench: &str) -> &'static str {
+    if bench == "proxy" { "services" } else { "leases" }
+}
+
 /// A metric; its unit is said beside it.
-pub(super) fn metric(name: &str) -> &str {
+pub(super) fn metric<'a>(bench: &str, name: &'a str) -> &'a str {
     match name {
         "tcp_1_gbps" => "TCP, one connection",
         "tcp_8_gbps" => "TCP, eight connections",
@@ -84,7 +101,12 @@ pub(super) fn metric(name: &str) -> &str {
         "rr_p50_us" => "Round trip, median",
         "rr_p99_us" => "Round trip, 99th percentile",
         "cpu_s_per_gb" => "CPU time per GB, both ends",
-        "program_all_ms" => "From start to all programmed",
+        "first_p50_us" => "First packet, median",
+        "first_p99_us" => "First packet, 99th percentile",
+        "program_all_ms" if bench == "proxy" => "All programmed",
+        "program_all_ms" | "start_ms" => "From start to all programmed",
+        "restart_ms" => "The same after a restart",
+        "write_to_kernel_p50_ms" => "One change, file to kernel",
         "change_p50_ms" => "One change, median",
         "change_p99_ms" => "One change, 99th percentile",
         "put_to_kernel_p50_ms" => "One change, write included",
@@ -128,12 +150,15 @@ mod tests {
 
     #[test]
     fn every_path_and_regime_is_explained() {
-        for name in Path::ALL.map(Path::name) {
-            assert_ne!(path(name), "", "{name}");
+        let overlay = Path::ALL.map(|path| ("overlay", path.name()));
+        let proxy = crate::proxy::path::Path::ALL.map(|path| ("proxy", path.name()));
+        for (bench, name) in overlay.into_iter().chain(proxy) {
+            assert_ne!(path(bench, name), "", "{bench} {name}");
         }
         for name in Regime::ALL.map(Regime::name) {
-            assert_ne!(regime(name), "", "{name}");
+            assert_ne!(regime("overlay", name, false), "", "{name}");
         }
+        assert_ne!(path("overlay", "direct"), path("proxy", "direct"));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{Cores, Ends, PATIENCE, join, spawn_on};
 use crate::BenchError;
 
+/// Where the server listens if that must be known.
+pub(super) const PORT: u16 = 5202;
 /// How many are open at once: enough that neither processor waits for the other to wake up.
 const CLIENTS: usize = 4;
 /// What a client asks: to be answered, or that nobody else will come.
@@ -18,9 +20,10 @@ const FAREWELL: u8 = b'.';
 /// How many connections a second are opened, used and closed.
 pub fn connections_per_second(ends: &Ends, cores: Cores, time: Duration) -> Result<f64, BenchError> {
     let broken = || BenchError::io(ends.silent("cannot count connections").to_string());
-    let listener = ends.server.within(|| listen(SocketAddr::new(ends.to.into(), 0)))?.map_err(broken())?;
-    let address = listener.local_addr().map_err(broken())?;
-    let (listener, address) = (&listener, &address);
+    let listener = ends.server.within(|| listen(ends.listen(PORT)))?.map_err(broken())?;
+    let listening = listener.local_addr().map_err(broken())?;
+    let listening = listening.as_socket().ok_or_else(|| ends.silent("no address to connect to"))?;
+    let (listener, address) = (&listener, &ends.target(listening).into());
     // Threads are born into their parent's namespace, so the clients' sockets are the client's.
     ends.client
         .within(|| {
@@ -42,6 +45,7 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     // accept(2) heeds it too: a client that failed leaves no server waiting.
     socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(128)?;
     Ok(socket)

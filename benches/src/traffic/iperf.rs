@@ -9,7 +9,7 @@ use super::{Cores, Ends};
 use crate::BenchError;
 
 /// Where the server listens, for control and data.
-const PORT: &str = "5201";
+pub(super) const PORT: u16 = 5201;
 /// Fits every path at an underlay MTU of 1500, so that all carry the same datagrams.
 const DATAGRAM: &str = "1400";
 /// How long starting up, the control connection and the farewell may take beside the traffic.
@@ -44,8 +44,8 @@ pub struct IperfServer {
 impl IperfServer {
     /// Starts it, pinned, and waits until it listens.
     pub fn start(ends: &Ends, cores: Cores) -> Result<Self, BenchError> {
-        let core = cores.server.to_string();
-        let process = ends.server.spawn(&["taskset", "-c", &core, "iperf3", "-4", "-s", "-p", PORT])?;
+        let (core, port) = (cores.server.to_string(), PORT.to_string());
+        let process = ends.server.spawn(&["taskset", "-c", &core, "iperf3", "-4", "-s", "-p", &port])?;
         let filter = format!("sport = :{PORT}");
         let listening = || {
             let sockets = ends.server.run_args(&["ss", "-Hltn", &filter]).ok();
@@ -69,7 +69,8 @@ impl IperfServer {
             Flow::Tcp(streams) => streams.to_string(),
             Flow::Udp => "1".to_owned(),
         };
-        let mut args = vec!["taskset", "-c", &core, "iperf3", "-J", "-c", &to, "-p", PORT, "-t", &time];
+        let port = PORT.to_string();
+        let mut args = vec!["taskset", "-c", &core, "iperf3", "-J", "-c", &to, "-p", &port, "-t", &time];
         match flow {
             Flow::Tcp(_) => args.extend(["-Z", "-P", &streams]),
             Flow::Udp => args.extend(["-u", "-b", "0", "-l", DATAGRAM]),

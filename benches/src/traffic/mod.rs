@@ -5,12 +5,13 @@
 //! the time to wake an idle processor is several times that of the path.
 
 mod connections;
+mod connects;
 mod iperf;
 mod packets;
 mod round_trips;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use weft_lab::Place;
 use crate::BenchError;
 
 pub use connections::connections_per_second;
+pub use connects::connect_times;
 pub use iperf::{Bulk, Flow, IperfServer};
 pub use packets::packets_per_second;
 pub use round_trips::round_trips;
@@ -37,9 +39,37 @@ pub struct Ends {
     pub server: Place,
     /// At which address.
     pub to: Ipv4Addr,
+    /// Where the server listens.
+    pub listen: Listen,
 }
 
+/// Where a server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// At the very address that the client asks for, on any port that is free.
+    There,
+    /// At all its addresses, each tool on its own port of [`PORTS`]: the address that the client asks
+    /// for is a service's, whose ports are declared beforehand.
+    Anywhere,
+}
+
+/// The ports of iperf3, of connections and of round trips, where they must be known.
+pub const PORTS: [u16; 3] = [iperf::PORT, connections::PORT, round_trips::PORT];
+
 impl Ends {
+    /// Where a server is to listen whose port is this one, where it must be known.
+    fn listen(&self, port: u16) -> SocketAddr {
+        match self.listen {
+            Listen::There => (self.to, 0).into(),
+            Listen::Anywhere => (Ipv4Addr::UNSPECIFIED, port).into(),
+        }
+    }
+
+    /// Where the client finds a server that listens there.
+    fn target(&self, listening: SocketAddr) -> SocketAddr {
+        (self.to, listening.port()).into()
+    }
+
     fn silent(&self, what: &str) -> BenchError {
         let (from, to, address) = (self.client.name(), self.server.name(), self.to);
         BenchError::Silent { what: format!("{what} from {from} to {to} ({address})") }

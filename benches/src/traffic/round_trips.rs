@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use super::{Ends, PATIENCE, join, spawn_on};
 use crate::BenchError;
 
+/// Where the server listens if that must be known.
+pub(super) const PORT: u16 = 5203;
+
 /// Times the round trips of one connection, in microseconds, with both ends on one processor.
 pub fn round_trips(ends: &Ends, core: usize, time: Duration) -> Result<Vec<f64>, BenchError> {
     let broken = || BenchError::io(ends.silent("cannot time round trips").to_string());
-    let listener = ends.server.within(|| TcpListener::bind((ends.to, 0)))?.map_err(broken())?;
-    let address = listener.local_addr().map_err(broken())?;
+    let listener = ends.server.within(|| TcpListener::bind(ends.listen(PORT)))?.map_err(broken())?;
+    let address = ends.target(listener.local_addr().map_err(broken())?);
     let client = ends.client.within(|| TcpStream::connect_timeout(&address, PATIENCE))?.map_err(broken())?;
     let (server, _) = listener.accept().map_err(broken())?;
     for stream in [&client, &server] {

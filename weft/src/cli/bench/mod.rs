@@ -2,6 +2,7 @@
 
 mod console;
 mod overlay;
+mod proxy;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -27,6 +28,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Bench {
     Overlay(overlay::OverlayArgs),
+    Proxy(proxy::ProxyArgs),
     /// The tunnel of the path `udp-single`; the bench starts it on its hosts
     #[command(hide = true)]
     UdpSingle(overlay::SingleArgs),
@@ -50,6 +52,7 @@ struct Output {
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.bench {
         Bench::Overlay(args) => overlay::run(&args),
+        Bench::Proxy(args) => proxy::run(&args),
         Bench::UdpSingle(args) => overlay::run_single(&args),
     }
 }
