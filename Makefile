@@ -1,7 +1,7 @@
 # What README and CI call. Every target can be run again at any time.
 .PHONY: setup build demo test soak bench lint unit netns
 
-# Where `make bench` writes its report.
+# Where `make bench` writes its reports.
 REPORT ?= target/bench
 
 setup:              ## install what is missing from Debian's packages
@@ -32,6 +32,7 @@ netns:              ## stories on real kernels: namespaces as hosts, real etcd
 soak: setup         ## long: 10 GB hashed through each backend, ten minutes of random faults
 	cargo test -p weft --release --locked --features soak --test soak -- --test-threads=1 --nocapture
 
-bench: build        ## measure the paths; writes $(REPORT)/overlay.json and .svg
+bench: build        ## measure the paths; writes overlay.json, proxy.json and their .svg to $(REPORT)
 	mkdir -p $(REPORT)
 	./target/release/weft bench overlay --json $(REPORT)/overlay.json --svg $(REPORT)/overlay.svg
+	./target/release/weft bench proxy --json $(REPORT)/proxy.json --svg $(REPORT)/proxy.svg
