@@ -12,6 +12,7 @@
 //! - [`source`]: what any source of them tells;
 //! - [`backend`]: what any way to have plans in the kernel offers;
 //! - [`around`]: what a host needs beside rules: addresses, routes, settings, flows that are forgotten;
+//! - [`health`]: what load balancers and probes are told;
 //! - [`stale`]: UDP flows whose endpoint is gone;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
@@ -26,6 +27,7 @@ pub mod config;
 pub mod explain;
 #[cfg(any(test, feature = "generators"))]
 pub mod generators;
+pub mod health;
 pub mod host;
 pub mod manifests;
 pub mod model;

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
+pub use hyper::header::{HeaderName, HeaderValue};
 pub use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use server::{Limits, ServeError, Server, serve};
+pub use server::{Limits, ServeError, Server, serve, serve_on};
 
 /// A request, read to its end.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub struct Response {
     pub status: StatusCode,
     /// `Content-Type`.
     pub content_type: &'static str,
+    /// Further headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
     pub body: Bytes,
 }
@@ -70,14 +73,13 @@ pub struct Response {
 impl Response {
     /// 200 and plain text.
     pub fn text(text: impl Into<String>) -> Self {
-        let body = Bytes::from(text.into());
-        Self { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body }
+        Self::of("text/plain; charset=utf-8", Bytes::from(text.into()))
     }
 
     /// 200 and a value as JSON.
     pub fn json(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
-            Ok(body) => Self { status: StatusCode::OK, content_type: "application/json", body: body.into() },
+            Ok(body) => Self::of("application/json", body.into()),
             Err(error) => Self::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
@@ -85,6 +87,17 @@ impl Response {
     /// A failure: one line for a person.
     pub fn error(status: StatusCode, line: impl fmt::Display) -> Self {
         Self { status, ..Self::text(format!("{line}\n")) }
+    }
+
+    /// 200 and this body.
+    pub fn of(content_type: &'static str, body: Bytes) -> Self {
+        Self { status: StatusCode::OK, content_type, headers: Vec::new(), body }
+    }
+
+    /// The same with a header more. `name` is in small letters.
+    pub fn with_header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.headers.push((HeaderName::from_static(name), value));
+        self
     }
 
     /// The same with another status.
@@ -97,6 +110,7 @@ impl Response {
         *response.status_mut() = self.status;
         let content_type = hyper::header::HeaderValue::from_static(self.content_type);
         response.headers_mut().insert(hyper::header::CONTENT_TYPE, content_type);
+        response.headers_mut().extend(self.headers);
         response
     }
 }
@@ -107,6 +121,7 @@ type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Se
 #[derive(Clone, Default)]
 pub struct Router {
     routes: Vec<Route>,
+    rest: Option<Handler>,
 }
 
 #[derive(Clone)]
@@ -152,9 +167,19 @@ impl Router {
         self
     }
 
+    /// Answers whatever no route fits, whichever its method.
+    pub fn rest<F, A>(self, handler: F) -> Self
+    where
+        F: Fn(Request) -> A + Send + Sync + 'static,
+        A: Future<Output = Response> + Send + 'static,
+    {
+        Self { rest: Some(Arc::new(move |request| Box::pin(handler(request)))), ..self }
+    }
+
     /// All routes of both; those of `self` count first.
     pub fn merge(mut self, other: Router) -> Self {
         self.routes.extend(other.routes);
+        self.rest = self.rest.or(other.rest);
         self
     }
 
@@ -170,6 +195,9 @@ impl Router {
                 return (route.handler)(request).await;
             }
             other_methods.push(route.method.as_str());
+        }
+        if let Some(rest) = &self.rest {
+            return rest(request).await;
         }
         if other_methods.is_empty() {
             return Response::error(StatusCode::NOT_FOUND, format!("nothing is at `{}`", request.path));

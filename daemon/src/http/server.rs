@@ -140,6 +140,27 @@ pub async fn serve(
     Ok(Server { tcp: address, tasks })
 }
 
+/// Serves on a TCP socket that listens already (and is non-blocking), until `shutdown`: for addresses
+/// that come and go while the daemon runs.
+///
+/// # Errors
+/// When the socket cannot be used with this runtime.
+pub fn serve_on(
+    listener: std::net::TcpListener,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> io::Result<Server> {
+    let listener = TcpListener::from_std(listener)?;
+    let (tasks, tcp) = (TaskTracker::new(), Some(listener.local_addr()?));
+    let connections = Connections::new(router, limits, shutdown, tasks.clone());
+    tasks.spawn(async move {
+        connections.accept_all(listener).await;
+    });
+    tasks.close();
+    Ok(Server { tcp, tasks })
+}
+
 /// A listener of either kind.
 trait Accept: Send + Sync {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;

@@ -18,6 +18,7 @@ use super::programmed::{Book, Programmed};
 use super::schedule::{Schedule, Task};
 use super::world::{Commits, Committed, Shared, World};
 use crate::backend::{Applied, Backend, BackendError, Doubt};
+use crate::health::pulse::Pulse;
 use crate::host::{Host, Observed, Settings};
 use crate::model::{Model, NodeName, ServiceName};
 use crate::plan::{self, Claims, ServicePlan};
@@ -40,6 +41,7 @@ pub(super) struct Told {
     pub(super) commits: Commits,
     pub(super) programmed: watch::Sender<Programmed>,
     pub(super) health: Health,
+    pub(super) pulse: Pulse,
     pub(super) numbers: Numbers,
 }
 
@@ -152,6 +154,9 @@ impl Engine {
             }
             (world.claims.absorb(&world.model, &services), is_host)
         });
+        if is_host {
+            self.told.pulse.node(self.told.world.read().model.node(node).map(|node| node.leaving));
+        }
         self.book.read(revisions);
         if !complete {
             if let Some(why) = away {
@@ -159,6 +164,7 @@ impl Engine {
             }
             return;
         }
+        self.told.pulse.queued();
         match away {
             None => self.told.health.ok("source"),
             Some(why) => self.told.health.degraded("source", why),
@@ -295,11 +301,12 @@ impl Engine {
     fn settle(&mut self) {
         let whole = self.schedule.is_whole();
         if whole {
+            self.told.pulse.updated();
             self.failures.recovered("kernel");
             self.told.health.ok("kernel");
-        }
-        if whole {
             self.told.numbers.happened(self.triggered.drain(..));
+        } else if self.schedule.next().is_some() {
+            self.told.pulse.queued();
         }
         let programmed = self.book.settle(whole);
         self.told.numbers.programmed(&programmed);

@@ -32,6 +32,8 @@ use crate::around::flows;
 use crate::around::network::Network;
 use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
+use crate::health::pulse::Pulse;
+use crate::health::{self, Served};
 use crate::manifests::{Follow, SourceError};
 use crate::nftables::Nftables;
 use crate::source::{News, Source};
@@ -108,9 +110,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         }
     };
     backend.watch(doubt.clone())?;
-    let strict = options.settings.strict.as_ref();
-    let service_cidrs = strict.map(|strict| strict.service_cidrs.clone()).unwrap_or_default();
-    let (network, observed) = Network::open(service_cidrs).await?;
+    let (network, observed) = Network::open(options.service_cidrs.clone()).await?;
     let source = Declared::open(&options).await?;
 
     let world = Shared::new(Engine::empty(&options.node, &options.settings, observed.borrow().clone()));
@@ -119,15 +119,29 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     tokio::spawn(network.keep(options.wishes, state_dir, world.clone(), commits.subscribe(), health));
     let counts = flows::Counts::new(&daemon.metrics);
     tokio::spawn(flows::follow(world.clone(), commits.subscribe(), counts));
+    let served = Served { healthz: options.healthz, metrics: options.metrics, mode: backend.mode() };
+    let pulse = Pulse::default();
+    let serving = tokio::spawn(health::follow(
+        served,
+        pulse.clone(),
+        daemon.health.clone(),
+        daemon.metrics.clone(),
+        world.clone(),
+        commits.subscribe(),
+        shutdown.clone(),
+    ));
     let (programmed, known) = watch::channel(engine::NOTHING);
     let numbers = Numbers::new(&daemon.metrics);
-    let told = Told { world, commits, programmed, health: daemon.health.clone(), numbers: numbers.clone() };
+    let health = daemon.health.clone();
+    let told = Told { world, commits, programmed, health, pulse, numbers: numbers.clone() };
     let engine =
         Engine::new(options.node.clone(), options.settings.clone(), backend, observed, options.resync, told);
     let (asks, asked) = mpsc::channel(8);
     let running = daemon.serve(api::router(known, asks, numbers), &options.socket(), None).await?;
     engine.run(source, doubt, asked, shutdown).await;
     running.stopped().await;
+    // It has no way to fail but a panic, which has been reported already.
+    let _ = serving.await;
     Ok(())
 }
 

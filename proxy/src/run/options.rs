@@ -1,7 +1,10 @@
 //! What the daemon is told.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnetwork::IpNetwork;
 
 use crate::api::Access;
 use crate::around::settings::Wishes;
@@ -19,6 +22,12 @@ pub struct Options {
     pub node: NodeName,
     /// How its proxy is set, in kube-proxy's terms.
     pub settings: Settings,
+    /// Where cluster addresses come from (`--service-cidrs`): each range that no route covers gets one.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Where `/healthz`, `/livez` and `/readyz` are told (`--healthz-bind-address`).
+    pub healthz: Option<SocketAddr>,
+    /// Where `/metrics` is (`--metrics-bind-address`).
+    pub metrics: Option<SocketAddr>,
     /// What is wanted of the kernel's settings.
     pub wishes: Wishes,
     /// Sockets, and what does not outlive a boot (`--run-dir`).

@@ -141,7 +141,15 @@ fn start() -> Running {
     let (commits, doubt, node) = (Commits::default(), Doubt::default(), NodeName::new("ash"));
     let heard = commits.subscribe();
     let world = Shared::new(Engine::empty(&node, &Settings::default(), Observed::default()));
-    let ends = Told { world, commits, programmed, health: health.clone(), numbers: Numbers::new(&metrics) };
+    let (health_of, numbers) = (health.clone(), Numbers::new(&metrics));
+    let ends = Told {
+        world,
+        commits,
+        programmed,
+        health: health_of,
+        pulse: crate::health::pulse::Pulse::default(),
+        numbers,
+    };
     let backend = Box::new(fake.clone());
     let engine = Engine::new(node, Settings::default(), backend, addresses, Duration::from_secs(600), ends);
     tokio::spawn(engine.run(Channel { news: told }, doubt.clone(), asked, CancellationToken::new()));

@@ -1,5 +1,6 @@
 //! `weft proxy`: kube-proxy's flags and ours, as text, and how they become the daemon's typed options.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -122,9 +123,13 @@ impl Args {
             settings: HostSettings {
                 node_ports,
                 masquerade_all: self.masquerade_all.0,
-                strict: Some(Strict { service_cidrs: self.service_cidrs }),
+                strict: Some(Strict { service_cidrs: self.service_cidrs.clone() }),
                 ..HostSettings::default()
             },
+            service_cidrs: self.service_cidrs,
+            // kube-proxy's defaults.
+            healthz: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
+            metrics: Some((Ipv4Addr::LOCALHOST, 10249).into()),
             wishes: Wishes::default(),
             run_dir: self.run_dir,
             state_dir: self.state_dir,

@@ -199,3 +199,37 @@ async fn more_connections_than_allowed_wait_their_turn() {
         call.await.unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_socket_that_listens_already_is_served_until_the_end() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let router =
+        Router::new().get("/known", |_| async { Response::text("known") }).rest(|request| async move {
+            let line = format!("{} {}", request.method, request.path);
+            Response::text(line)
+                .with_header("x-weight", 7.into())
+                .with_status(StatusCode::SERVICE_UNAVAILABLE)
+        });
+    let shutdown = CancellationToken::new();
+    let server = serve_on(listener, router, Limits::default(), shutdown.clone()).unwrap();
+    let address = server.tcp_address().unwrap();
+    let ask = async |line: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = ask("GET /known").await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nknown"), "{answer}");
+    let answer = ask("PUT /any/thing").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("PUT /any/thing"), "{answer}");
+    assert!(answer.contains("\r\nx-weight: 7\r\n"), "{answer}");
+    shutdown.cancel();
+    server.stopped().await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
