@@ -92,6 +92,7 @@ pub fn settings() -> impl Strategy<Value = Settings> {
             detect_local,
             masquerade_all,
             strict,
+            ..Settings::default()
         },
     )
 }

@@ -44,6 +44,20 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// What becomes of packets to cluster addresses that no service answers at.
     pub strict: Option<Strict>,
+    /// By which hash a client's address finds its slot: what the mode can compute.
+    pub client_hash: ClientHash,
+}
+
+/// By which hash a client's address finds its slot, with `weft.dev/balance: client-hash`. Neither may
+/// ever change, or clients would move when weft is upgraded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientHash {
+    /// nftables': the kernel's `jhash`.
+    #[default]
+    Jhash,
+    /// iptables': MurmurHash3's 32-bit finalizer. The words of an IPv6 address are folded into one
+    /// before, each time multiplied by 0x9e3779b1 and put together by "exclusive or" with the next.
+    Murmur,
 }
 
 /// Packets to ports of a cluster address that its service does not have are rejected (nftables mode).

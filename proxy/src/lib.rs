@@ -9,6 +9,7 @@
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
+//! - [`iptables`]: the same as iptables' rules;
 //! - [`source`]: what any source of them tells;
 //! - [`backend`]: what any way to have plans in the kernel offers;
 //! - [`around`]: what a host needs beside rules: addresses, routes, settings, flows that are forgotten;
@@ -29,6 +30,7 @@ pub mod explain;
 pub mod generators;
 pub mod health;
 pub mod host;
+pub mod iptables;
 pub mod manifests;
 pub mod model;
 pub mod nftables;

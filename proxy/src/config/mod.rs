@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::host::{DetectLocal, NodePortAddresses, Settings, Strict};
+use crate::host::{ClientHash, DetectLocal, NodePortAddresses, Settings, Strict};
 use crate::model::NodeName;
 
 /// What decides which packets go where, in whose rules.
@@ -247,6 +247,10 @@ impl Given {
                 detect_local,
                 masquerade_all: of_mode.masquerade_all.unwrap_or(false),
                 strict,
+                client_hash: match mode {
+                    Mode::Nftables => ClientHash::Jhash,
+                    Mode::Iptables => ClientHash::Murmur,
+                },
             },
             conntrack: self.conntrack,
             sync_period: of_mode.sync_period.filter(|period| !period.is_zero()),

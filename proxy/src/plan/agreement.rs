@@ -66,7 +66,7 @@ pub(crate) fn follow(
     assert!(!set.is_empty(), "a path leads nowhere");
     let chosen: Vec<SocketAddr> = match remembered {
         Some(kept) if port.affinity.is_some() && set.contains(&kept) => vec![kept],
-        _ if port.balance == Balance::ClientHash => vec![hashed(set, packet)],
+        _ if port.balance == Balance::ClientHash => vec![hashed(set, host, packet)],
         _ => set.clone(),
     };
     let chances = chosen.into_iter().map(|it| (it, masquerade || it.ip() == packet.source));
@@ -75,9 +75,9 @@ pub(crate) fn follow(
 
 /// The table of slots says who has the slot that the simulator found for the client; the hash of the
 /// client's address itself is the kernel's.
-fn hashed(set: &[SocketAddr], packet: &Packet) -> SocketAddr {
+fn hashed(set: &[SocketAddr], host: &Host, packet: &Packet) -> SocketAddr {
     let table = slots(set);
-    set[table[crate::simulate::client_slot(packet.source) as usize]]
+    set[table[crate::simulate::client_slot(packet.source, host.settings.client_hash) as usize]]
 }
 
 fn serves_node_ports(host: &Host, address: IpAddr) -> bool {

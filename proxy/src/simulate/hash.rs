@@ -7,14 +7,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::host::ClientHash;
 use crate::model::Balance;
 
-/// The slot of a client with `weft.dev/balance: client-hash`: what the kernel's `jhash ip saddr mod
-/// 1024 seed 0x77656674` gives.
-pub fn slot(client: IpAddr) -> u32 {
-    let hash = match client {
-        IpAddr::V4(client) => jhash(&client.octets()),
-        IpAddr::V6(client) => jhash(&client.octets()),
+/// The slot of a client with `weft.dev/balance: client-hash`. By `jhash` it is what the kernel's `jhash
+/// ip saddr mod 1024 seed 0x77656674` gives.
+pub fn slot(client: IpAddr, by: ClientHash) -> u32 {
+    let bytes = match client {
+        IpAddr::V4(client) => client.octets().to_vec(),
+        IpAddr::V6(client) => client.octets().to_vec(),
+    };
+    let hash = match by {
+        ClientHash::Jhash => jhash(&bytes),
+        ClientHash::Murmur => murmur(&bytes),
     };
     // The kernel's reciprocal_scale().
     ((u64::from(hash) * u64::from(Balance::SLOTS)) >> 32) as u32
@@ -86,6 +91,19 @@ fn jhash(key: &[u8]) -> u32 {
     a = (a ^ c).wrapping_sub(c.rotate_left(4));
     b = (b ^ a).wrapping_sub(a.rotate_left(14));
     (c ^ b).wrapping_sub(b.rotate_left(24))
+}
+
+/// MurmurHash3's finalizer (Austin Appleby, public domain), over the address's words made one.
+fn murmur(address: &[u8]) -> u32 {
+    let mut hash: u32 = 0;
+    for word in address.chunks(4) {
+        hash = hash.wrapping_mul(0x9e37_79b1) ^ self::word(word, 0).swap_bytes();
+    }
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
 }
 
 /// The four bytes at an offset, zeros past the end.

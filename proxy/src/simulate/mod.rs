@@ -219,7 +219,7 @@ fn balance(
         None => match hit.service.balance {
             Balance::Random => endpoints,
             Balance::ClientHash => {
-                let slot = hash::slot(packet.source);
+                let slot = hash::slot(packet.source, host.settings.client_hash);
                 let owner = hash::owner(&endpoints, slot);
                 why.push(format!("the client's address falls into slot {slot} of {}", Balance::SLOTS));
                 owner.into_iter().collect()

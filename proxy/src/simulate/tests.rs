@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::generators::scenarios;
+use crate::host::ClientHash;
 use crate::plan::slots;
 use proptest::prelude::*;
 
@@ -88,7 +89,7 @@ fn the_kernel_finds_the_same_slots() {
         ("fd00:1::250", 0x284),
     ];
     for (client, slot) in table {
-        assert_eq!(client_slot(client.parse().unwrap()), slot, "{client}");
+        assert_eq!(client_slot(client.parse().unwrap(), ClientHash::Jhash), slot, "{client}");
     }
 }
 
@@ -99,10 +100,14 @@ fn clients_are_spread_over_all_slots() {
         let [high, low] = number.to_be_bytes();
         IpAddr::from([10, 1, high, low])
     });
-    let used: BTreeSet<u32> = clients.map(client_slot).collect();
-    assert_eq!(used.len(), Balance::SLOTS as usize);
     let v6 = (0..5000u16).map(|number| IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, number]));
-    assert!(v6.map(client_slot).collect::<BTreeSet<u32>>().len() > 950);
+    for by in [ClientHash::Jhash, ClientHash::Murmur] {
+        let used = |clients: &mut dyn Iterator<Item = IpAddr>| {
+            clients.map(|client| client_slot(client, by)).collect::<BTreeSet<u32>>().len()
+        };
+        assert_eq!(used(&mut clients.clone()), Balance::SLOTS as usize);
+        assert!(used(&mut v6.clone()) > 950);
+    }
 }
 
 proptest! {

@@ -258,7 +258,9 @@ impl<'a> Walk<'a> {
                     assert_eq!((*modulus, *seed), (Balance::SLOTS, Balance::SEED));
                     let source = octets(self.packet.source);
                     assert_eq!(self.load(*from, *len as usize), source, "the client's address is hashed");
-                    let slot = crate::simulate::client_slot(self.packet.source) + offset;
+                    let slot =
+                        crate::simulate::client_slot(self.packet.source, crate::host::ClientHash::Jhash)
+                            + offset;
                     self.store(*to, &slot.to_ne_bytes());
                     true
                 }
