@@ -2,7 +2,7 @@
 //!
 //! The client is `kube`'s, on connections of our own making: with keepalive, so that a server that is
 //! silently gone is noticed, and without middleware that logs or tries again by itself; both is done
-//! by who asks.
+//! by who asks. They go straight to the server: HTTPS_PROXY is for what a host wants of the internet.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -119,6 +119,8 @@ pub(super) struct Reached {
 pub(super) struct Link {
     access: Access,
     now: Mutex<Now>,
+    /// Held by the one who makes it anew: a credential plugin need not run for each of us.
+    renewing: tokio::sync::Mutex<()>,
 }
 
 struct Now {
@@ -134,7 +136,8 @@ impl Link {
         // Kept if somebody was faster; both are the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let reached = access.client().await?;
-        Ok(Self { access, now: Mutex::new(Now { reached, generation: 0, doubted: false }) })
+        let now = Mutex::new(Now { reached, generation: 0, doubted: false });
+        Ok(Self { access, now, renewing: tokio::sync::Mutex::new(()) })
     }
 
     /// The client to ask with, and the number to complain about it.
@@ -142,16 +145,14 @@ impl Link {
     /// # Errors
     /// What is wrong with the files. [`Link::old`] can still be tried then.
     pub(super) async fn reached(&self) -> Result<(Reached, u64), AccessError> {
+        let _renewing = self.renewing.lock().await;
         let (reached, generation, doubted) = self.look();
         if !doubted {
             return Ok((reached, generation));
         }
         let reached = self.access.client().await?;
-        let mut now = self.lock();
-        if now.generation == generation {
-            *now = Now { reached, generation: generation + 1, doubted: false };
-        }
-        Ok((now.reached.clone(), now.generation))
+        *self.lock() = Now { reached: reached.clone(), generation: generation + 1, doubted: false };
+        Ok((reached, generation + 1))
     }
 
     /// The client as it was made last.

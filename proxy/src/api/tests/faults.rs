@@ -106,6 +106,18 @@ async fn a_watch_that_falls_silent_is_begun_anew() {
     proxy.until(|it| it.away.is_none() && it.port_of("web") == Some(81)).await;
 }
 
+#[tokio::test]
+async fn an_answer_that_never_begins_is_not_waited_for() {
+    let server = Server::start(Security::None);
+    server.put(service("web", 80));
+    server.next(std::iter::repeat_n(Fault::Silence, 3));
+    server.next(std::iter::repeat_n(Fault::Begin(br#"{"kind":"ServiceList","#.to_vec()), 3));
+    let mut proxy = Proxy::with(&server, Patience { answer: Duration::from_millis(200), ..patience() }).await;
+    proxy.until(|it| it.away.as_ref().is_some_and(|away| away.ends_with("no answer for 0.2 s"))).await;
+    proxy.until(|it| it.complete && it.away.is_none()).await;
+    assert_eq!(proxy.port_of("web"), Some(80));
+}
+
 /// A server that sends no bookmarks: after the silence it is asked how far it is, not for everything.
 #[tokio::test]
 async fn silence_alone_does_not_cost_a_list() {
