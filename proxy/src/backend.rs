@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use weft_kernel::iptables::programs::ProgramError;
 use weft_kernel::nft::{CommitError, DumpError};
 
 use crate::host::Host;
@@ -105,4 +106,22 @@ pub enum BackendError {
     /// nftables refused a change; what was in force still is.
     #[error(transparent)]
     Write(#[from] CommitError),
+    /// A program of iptables' failed.
+    #[error(transparent)]
+    Iptables(#[from] ProgramError),
+    /// There is no iptables.
+    #[error(
+        "neither iptables-nft nor iptables-legacy works on this host; install iptables, or use --mode nftables"
+    )]
+    NoPrograms,
+    /// Something wrote into one of iptables' tables what it cannot print.
+    #[error(
+        "{program} cannot read the table {table}: something else than iptables wrote into it; see `nft list ruleset`"
+    )]
+    Spoiled {
+        /// Who cannot.
+        program: &'static str,
+        /// Which table.
+        table: &'static str,
+    },
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
-use super::{Iptables, Restore};
+use super::{Backend, Iptables, Restore};
 use crate::nft::TableKey;
 
 /// A program of iptables' could not do its work.
@@ -35,6 +35,18 @@ pub fn in_use(nft_tables: &[TableKey]) -> impl Iterator<Item = Iptables> {
     Iptables::ALL.into_iter().filter(move |tables| tables.is_in_use(nft_tables, &legacy(tables)))
 }
 
+/// Which kernel interface the host's administrator chose for the program `iptables`, as that says itself;
+/// `None` if it says nothing.
+pub fn chosen() -> Option<Backend> {
+    let output = Command::new("iptables").arg("--version").stdin(Stdio::null()).output().ok()?;
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    match (words.contains("(nf_tables)"), words.contains("(legacy)")) {
+        (true, _) => Some(Backend::Nft),
+        (_, true) => Some(Backend::Legacy),
+        _ => None,
+    }
+}
+
 /// What the rule set holds.
 ///
 /// # Errors
@@ -62,7 +74,7 @@ pub fn restore(tables: Iptables, steps: &Restore) -> Result<(), ProgramError> {
 }
 
 /// Changes the rule set as the text says; the answer is the process that did it, which with
-/// [`Backend::Nft`](super::Backend::Nft) is the netlink port of the event too.
+/// [`Backend::Nft`] is the netlink port of the event too.
 ///
 /// # Errors
 /// When the program is missing or fails. What stands before the last `COMMIT` that it came to is done.

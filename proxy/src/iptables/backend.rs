@@ -1,0 +1,279 @@
+//! The iptables mode's hand: runs iptables' own programs, to look and to write. What should be there is
+//! [`Program`]'s to say.
+//!
+//! A host may have two sets of programs, which write to two places in the kernel. The mode uses one, and
+//! sees to it that nothing of it stays in the other.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use weft_kernel::iptables::{Backend as Programs, Iptables as Rules, programs};
+use weft_kernel::nft::{self, Event, Events, Nft, TableKey, Transaction};
+
+use super::program::Program;
+use super::rule::PREFIX;
+use super::saved;
+use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
+use crate::host::Host;
+use crate::model::{Family, ServiceName};
+use crate::nftables;
+use crate::plan::ServicePlan;
+
+/// What the legacy programs do the kernel tells nobody, so it is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// So many of our own transactions are told from others'; their events come at once.
+const OWN_MAX: usize = 32;
+
+/// The netlink ports of the programs that we ran. Held while one runs.
+type Own = Arc<Mutex<VecDeque<u32>>>;
+
+/// The iptables mode in the network namespace of the threads that call it.
+#[derive(Debug)]
+pub struct Iptables {
+    programs: Programs,
+    /// None until something was loaded.
+    program: Option<Program>,
+    own: Own,
+}
+
+impl Iptables {
+    /// Finds out which of iptables' programs this host uses.
+    ///
+    /// # Errors
+    /// When it has neither.
+    pub fn open() -> Result<Self, BackendError> {
+        Ok(Self::with(detect()?))
+    }
+
+    /// With these programs.
+    pub fn with(programs: Programs) -> Self {
+        Self { programs, program: None, own: Own::default() }
+    }
+
+    fn rules(&self, family: Family) -> Rules {
+        Rules { backend: self.programs, ipv6: family == Family::V6 }
+    }
+
+    /// Looks, compares, writes what differs; takes away what another mode left.
+    fn bring(&mut self) -> Result<Applied, BackendError> {
+        let mut changes = 0;
+        let Some(program) = &self.program else { return Ok(Applied::default()) };
+        for family in families() {
+            let rules = self.rules(family);
+            let steps = program.repair(family, &save(rules)?);
+            self.write(rules, &steps.text)?;
+            changes += steps.changes;
+        }
+        // Only now, so that at each moment there is one mode at least that has rules for a packet.
+        changes += remove_where(|rules| rules.backend != self.programs)? + remove_nftables()?;
+        Ok(Applied { changes })
+    }
+
+    fn write(&self, rules: Rules, text: &str) -> Result<(), BackendError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let port = programs::restore_text(rules, text)?;
+        own.push_back(port);
+        if own.len() > OWN_MAX {
+            own.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Iptables {
+    fn mode(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn load(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError> {
+        let plans: Vec<(ServiceName, ServicePlan)> = plans.collect();
+        let mut program = Program::new(host);
+        program.update(plans.iter().map(|(name, plan)| (name, plan)));
+        self.program = Some(program);
+        self.bring()
+    }
+
+    fn change(&mut self, plans: &[(ServiceName, ServicePlan)]) -> Result<Applied, BackendError> {
+        let Some(program) = &mut self.program else { return Ok(Applied::default()) };
+        let steps = program.update(plans.iter().map(|(name, plan)| (name, plan)));
+        let mut changes = 0;
+        for (family, steps) in steps.into_iter().filter(|(family, _)| families().any(|it| it == *family)) {
+            self.write(self.rules(family), &steps.text)?;
+            changes += steps.changes;
+        }
+        Ok(Applied { changes })
+    }
+
+    fn fits(&self, host: &Host) -> bool {
+        self.program.as_ref().is_some_and(|program| program.fits(host))
+    }
+
+    fn look(&mut self) -> Result<Applied, BackendError> {
+        self.bring()
+    }
+
+    fn differences(&mut self) -> Result<Vec<String>, BackendError> {
+        let Some(program) = &self.program else { return Ok(Vec::new()) };
+        let mut words = Vec::new();
+        for family in families() {
+            let rules = self.rules(family);
+            let name = rules.restore_program().trim_end_matches("-restore");
+            let differences = program.differences(family, &save(rules)?);
+            words.extend(differences.into_iter().map(|line| format!("{name}: {line}")));
+        }
+        Ok(words)
+    }
+
+    /// What nobody needs goes with the change that left it.
+    fn has_unused(&self) -> bool {
+        false
+    }
+
+    fn collect(&mut self) -> Result<Applied, BackendError> {
+        Ok(Applied::default())
+    }
+
+    fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError> {
+        match self.programs {
+            Programs::Nft => {
+                let events = Events::open().map_err(BackendError::Nftables)?;
+                tokio::spawn(listen(events, self.own.clone(), doubt));
+            }
+            Programs::Legacy => {
+                tokio::spawn(async move {
+                    loop {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                        doubt.raise();
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn listen(mut events: Events, own: Own, doubt: Doubt) {
+    loop {
+        match events.next().await {
+            Ok(Event::Commit { port, tables, process }) if tables.iter().any(is_iptables) => {
+                // The port of a program of ours is known once it has ended.
+                let own = own.clone();
+                let ours = tokio::task::spawn_blocking(move || {
+                    own.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
+                });
+                if !ours.await.unwrap_or(false) {
+                    tracing::debug!(process, "somebody else changed iptables' tables");
+                    doubt.raise();
+                }
+            }
+            Ok(Event::Commit { .. }) => {}
+            Ok(Event::Lost) => doubt.raise(),
+            Err(error) => {
+                tracing::error!(%error, "nftables' events have ended; changes are found by the slow timer only");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether it is a table that the programs write ours to.
+fn is_iptables(key: &TableKey) -> bool {
+    let names = ["nat", "filter"];
+    matches!(key.family, nft::Family::Ip | nft::Family::Ip6) && names.contains(&key.name.as_str())
+}
+
+/// The families that the kernel has.
+fn families() -> impl Iterator<Item = Family> {
+    let has_v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
+    Family::ALL.into_iter().filter(move |family| *family == Family::V4 || has_v6)
+}
+
+/// What is there. The nft programs cannot print a table that something else wrote what they do not know
+/// into, and would make a second set of everything there.
+fn save(rules: Rules) -> Result<String, BackendError> {
+    let text = programs::save(rules)?;
+    let spoiled = ["nat", "filter"].into_iter().find(|table| {
+        text.lines().any(|line| line.starts_with(&format!("# Table `{table}' is incompatible")))
+    });
+    match spoiled {
+        Some(table) => Err(BackendError::Spoiled { program: rules.save_program(), table }),
+        None => Ok(text),
+    }
+}
+
+/// Which programs to use: those that have rules of ours already; else those that the host has rules
+/// with; else those that the host's administrator chose; else any that work.
+fn detect() -> Result<Programs, BackendError> {
+    let tables = nft_tables();
+    let in_use: Vec<Rules> = programs::in_use(&tables).collect();
+    let has_ours = |rules: &&Rules| programs::save(**rules).is_ok_and(|text| names_ours(&text));
+    if let Some(rules) = in_use.iter().find(has_ours) {
+        return Ok(rules.backend);
+    }
+    let used = |wanted: Programs| in_use.iter().any(|rules| rules.backend == wanted);
+    let works = |wanted: Programs| programs::save(Rules { backend: wanted, ipv6: false }).is_ok();
+    let preferred = match (used(Programs::Nft), used(Programs::Legacy), programs::chosen()) {
+        (true, false, _) => Programs::Nft,
+        (false, true, _) => Programs::Legacy,
+        (_, _, chosen) => chosen.unwrap_or(Programs::Nft),
+    };
+    let other = if preferred == Programs::Nft { Programs::Legacy } else { Programs::Nft };
+    [preferred, other].into_iter().find(|it| works(*it)).ok_or(BackendError::NoPrograms)
+}
+
+fn names_ours(text: &str) -> bool {
+    text.lines().any(|line| line.strip_prefix(':').is_some_and(|line| line.starts_with(PREFIX)))
+}
+
+/// The tables there are; none if nftables cannot be asked.
+fn nft_tables() -> Vec<TableKey> {
+    Nft::open().ok().and_then(|mut nft| nft.tables().ok()).unwrap_or_default()
+}
+
+/// Takes every chain and rule of this mode away, with both sets of programs; says how many chains and
+/// jumps that were.
+///
+/// # Errors
+/// When a program fails: the rest has been tried.
+pub fn remove() -> Result<usize, BackendError> {
+    remove_where(|_| true)
+}
+
+fn remove_where(wanted: impl Fn(&Rules) -> bool) -> Result<usize, BackendError> {
+    let mut removed = 0;
+    let mut failed = None;
+    for rules in programs::in_use(&nft_tables()).filter(wanted) {
+        let done = programs::save(rules).and_then(|text| {
+            let steps = saved::remove_all(&text);
+            if !steps.is_empty() {
+                programs::restore_text(rules, &steps)?;
+            }
+            Ok(text.lines().filter(|line| line.starts_with(&format!(":{PREFIX}"))).count())
+        });
+        match done {
+            Ok(chains) => removed += chains,
+            // A host without iptables has no rules of ours in it.
+            Err(programs::ProgramError::Start { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(removed), |error| Err(error.into()))
+}
+
+/// Takes the nftables mode's table away.
+fn remove_nftables() -> Result<usize, BackendError> {
+    let table = nftables::table_key();
+    if !nft_tables().contains(&table) {
+        return Ok(0);
+    }
+    let mut nft = Nft::open().map_err(BackendError::Nftables)?;
+    nft.commit(&Transaction::new().remove(&table))?;
+    Ok(1)
+}

@@ -26,6 +26,7 @@
 //!   for `-m bpf`. Who has which slot is the same in both modes, and as few clients move when endpoints
 //!   come and go; but a client has another endpoint than through a host in nftables mode.
 
+mod backend;
 mod bpf;
 mod frame;
 mod parts;
@@ -37,5 +38,5 @@ mod steps;
 mod tests;
 mod tree;
 
-pub use program::Program;
-pub use saved::remove_all;
+pub use backend::{Iptables, remove};
+pub use program::{Program, Steps};

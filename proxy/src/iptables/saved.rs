@@ -73,7 +73,7 @@ impl Held {
 
 /// The text that takes everything of ours out of the rule set that was printed; empty if there is
 /// nothing.
-pub fn remove_all(saved: &str) -> String {
+pub(super) fn remove_all(saved: &str) -> String {
     let [nat, filter] = Table::ALL.map(|table| read(saved, table).to(table, BTreeMap::new()));
     steps::text(&nat, &filter)
 }

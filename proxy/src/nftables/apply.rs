@@ -1,12 +1,14 @@
 //! The nftables mode's hand: looks at the kernel's table, compares, writes what differs. What should be
 //! there is [`Program`]'s to say.
 
+use weft_daemon::log::chain;
 use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Nft, Step, Table, Transaction};
 
 use super::program::Program;
 use super::{table_key, words};
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::host::Host;
+use crate::iptables;
 use crate::model::ServiceName;
 use crate::plan::ServicePlan;
 
@@ -69,7 +71,16 @@ impl Backend for Nftables {
         let (observed, generation) = self.observe()?;
         self.program = Some(Program::load(host, plans, observed.as_ref()));
         self.ours = generation;
-        self.bring(observed.as_ref())
+        let applied = self.bring(observed.as_ref())?;
+        // What the other mode left goes only now, so that at each moment one has rules for a packet.
+        match iptables::remove() {
+            Ok(0) => {}
+            Ok(chains) => tracing::info!(chains, "took away what the iptables mode had left"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot see whether the iptables mode left anything");
+            }
+        }
+        Ok(applied)
     }
 
     fn change(&mut self, plans: &[(ServiceName, ServicePlan)]) -> Result<Applied, BackendError> {

@@ -34,6 +34,7 @@ use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
 use crate::health::pulse::Pulse;
 use crate::health::{self, Served};
+use crate::iptables::Iptables;
 use crate::manifests::{Follow, SourceError};
 use crate::nftables::Nftables;
 use crate::source::{News, Source};
@@ -96,7 +97,8 @@ pub enum RunError {
 ///
 /// # Errors
 /// When it cannot start; each says what is wrong and where.
-pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
+pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
+    options.settings.client_hash = options.mode.client_hash();
     let _lock = lock(&options)?;
     let daemon = Daemon::new(CONDITIONS, env).map_err(RunError::Daemon)?;
     let shutdown = daemon.shutdown.clone();
@@ -108,6 +110,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
             release::check()?;
             Box::new(Nftables::open()?)
         }
+        Mode::Iptables => Box::new(Iptables::open()?),
     };
     backend.watch(doubt.clone())?;
     let (network, observed) = Network::open(options.service_cidrs.clone()).await?;

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use crate::api::Access;
 use crate::around::settings::Wishes;
-use crate::host::Settings;
+use crate::host::{ClientHash, Settings};
 use crate::model::NodeName;
 
 /// What `weft proxy` shall do.
@@ -53,6 +53,18 @@ pub enum Mode {
     /// By one nftables table.
     #[default]
     Nftables,
+    /// By iptables' programs, whichever the host uses.
+    Iptables,
+}
+
+impl Mode {
+    /// By which hash a client's address finds its slot in this mode.
+    pub(super) fn client_hash(self) -> ClientHash {
+        match self {
+            Self::Nftables => ClientHash::Jhash,
+            Self::Iptables => ClientHash::Murmur,
+        }
+    }
 }
 
 impl Options {

@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/weft", help_heading = HOST)]
     state_dir: PathBuf,
 
-    /// How the kernel is told: `nftables`
+    /// How the kernel is told: `nftables` or `iptables`
     #[arg(long, value_name = "MODE", default_value = "nftables", value_parser = mode, help_heading = TRAFFIC)]
     mode: Mode,
     /// At which of the host's addresses node ports are served: `primary`, `localhost`, `all` or ranges;
@@ -147,6 +147,7 @@ fn host_name() -> Result<String, CliError> {
 fn mode(raw: &str) -> Result<Mode, String> {
     match raw {
         "nftables" => Ok(Mode::Nftables),
-        _ => Err(format!("`{raw}` is no mode; use nftables")),
+        "iptables" => Ok(Mode::Iptables),
+        _ => Err(format!("`{raw}` is no mode; use nftables or iptables")),
     }
 }

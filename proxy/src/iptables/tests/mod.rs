@@ -1,13 +1,15 @@
 //! The rules do what the semantics say, and each change of them is what leads there.
 
 mod evaluate;
+mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
-use super::{Program, remove_all};
+use super::Program;
+use super::saved::remove_all;
 use crate::generators::{Scenario, changes, scenarios, settings};
 use crate::host::{ClientHash, Host};
 use crate::model::{Family, Model, NodeName, ServiceName};
