@@ -1,6 +1,7 @@
 //! `weft bench proxy` from the outside: what it promises to write, and that it leaves nothing.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,9 +22,15 @@ struct Bench {
 
 impl Bench {
     fn start(args: &[&str]) -> Self {
-        let files = tempfile::tempdir().unwrap();
+        Self::start_with(tempfile::tempdir().unwrap(), args)
+    }
+
+    /// With programs of ours first on PATH.
+    fn start_with(files: tempfile::TempDir, args: &[&str]) -> Self {
         let log = fs::File::create(files.path().join("said")).unwrap();
         let mut command = Command::new(WEFT);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", files.path().display()));
         command.args(["bench", "proxy", "--quick", "--json"]).arg(files.path().join("json")).args(args);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         Self { child: command.spawn().unwrap(), files }
@@ -99,6 +106,39 @@ fn a_small_bench_measures_all_it_promises_and_leaves_nothing() {
     expected.sort();
     measured.sort();
     assert_eq!(measured, expected, "{}", bench.said());
+    assert_eq!(bench.namespaces(), Vec::<String>::new());
+}
+
+/// A stand-in for kube-proxy: what the bench's API says becomes a folder of manifests.
+const STAND_IN: &str = r#"#!/bin/sh
+set -e
+for flag; do case $flag in --hostname-override=*) node=${flag#*=};; esac; done
+dir=$(mktemp -d)
+trap 'rm -r "$dir"' EXIT
+mkdir "$dir/manifests"
+api=http://127.0.0.1:8001
+curl -sf "$api/api/v1/nodes/$node" >"$dir/manifests/node.json"
+curl -sf "$api/api/v1/services?limit=500" >"$dir/manifests/services.json"
+curl -sf "$api/apis/discovery.k8s.io/v1/endpointslices" >"$dir/manifests/slices.json"
+WEFT proxy --manifests="$dir/manifests" --node-name="$node" --run-dir="$dir/run" --state-dir="$dir/state"
+"#;
+
+/// A program named kube-proxy on PATH becomes a path, by what the bench's own API tells it.
+#[test]
+fn a_kube_proxy_on_path_is_served_and_measured() {
+    let files = tempfile::tempdir().unwrap();
+    let program = files.path().join("kube-proxy");
+    fs::write(&program, STAND_IN.replace("WEFT", WEFT)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut bench = Bench::start_with(files, &["--only", "kube-proxy", "--regime", "first"]);
+    let (code, report) = bench.end();
+    assert_eq!(code, Some(0), "{}", bench.said());
+    let results = report["results"].as_array().unwrap();
+    assert!(
+        results.iter().all(|series| series["path"] == "kube-proxy" && series["scale"] == 1000),
+        "{report}"
+    );
+    assert_eq!(results.len(), 2, "{report}");
     assert_eq!(bench.namespaces(), Vec::<String>::new());
 }
 

@@ -4,6 +4,7 @@
 //! says how the rounds are run. Beside bulk traffic, which crosses hosts with a thousand services, the
 //! first packet of a connection is timed on hosts with few services and with many.
 
+mod apiserver;
 mod control;
 mod layout;
 pub mod path;
@@ -143,8 +144,7 @@ impl Run<'_> {
             regime.end(&stage.lab)?;
         }
         self.session.note_others(&others);
-        drop(stage.bulk); // servers first: they are nobody's leftovers
-        Ok(stage.lab.down()?)
+        stage.down()
     }
 
     /// All rounds of first packets.

@@ -16,6 +16,8 @@ pub enum Path {
     Iptables,
     /// The nftables rules that kube-proxy would make, loaded by the bench.
     KubeProxyLayout,
+    /// kube-proxy itself, in nftables mode.
+    KubeProxy,
     /// haproxy in TCP mode at the service's address.
     Haproxy,
 }
@@ -29,8 +31,15 @@ pub struct UnknownPath {
 
 impl Path {
     /// All, in the order of tables.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Nftables, Self::Accounted, Self::Iptables, Self::KubeProxyLayout, Self::Haproxy];
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Nftables,
+        Self::Accounted,
+        Self::Iptables,
+        Self::KubeProxyLayout,
+        Self::KubeProxy,
+        Self::Haproxy,
+    ];
 
     /// Its name in results.
     pub const fn name(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Path {
             Self::Accounted => "nftables-acct",
             Self::Iptables => "iptables",
             Self::KubeProxyLayout => "kube-proxy-layout",
+            Self::KubeProxy => "kube-proxy",
             Self::Haproxy => "haproxy",
         }
     }
@@ -58,13 +68,14 @@ impl Path {
         match self {
             Self::Direct | Self::Nftables | Self::Accounted => Some("nftables"),
             Self::Iptables => Some("iptables"),
-            Self::KubeProxyLayout | Self::Haproxy => None,
+            Self::KubeProxyLayout | Self::KubeProxy | Self::Haproxy => None,
         }
     }
 
     /// The program that it needs and that is not weft's.
     pub const fn needs(self) -> Option<&'static str> {
         match self {
+            Self::KubeProxy => Some("kube-proxy"),
             Self::Haproxy => Some("haproxy"),
             _ => None,
         }
@@ -75,7 +86,7 @@ impl Path {
     /// an endpoint, so it has no first packet that could be compared.
     pub(super) const fn first_at(self, quick: bool) -> &'static [u32] {
         match (self, quick) {
-            (Self::Direct, _) => &[BASE],
+            (Self::Direct | Self::KubeProxy, _) => &[BASE],
             (Self::Nftables, true) => &[100, 45_000],
             (Self::Nftables, false) => &[100, BASE, 10_000, 45_000],
             (Self::Iptables, true) => &[100, BASE],
@@ -93,7 +104,7 @@ impl Path {
             (Self::Iptables, false) => &[100, 1000, 10_000],
             (Self::KubeProxyLayout, false) => &[100, 1000, 5000],
             (Self::Iptables | Self::KubeProxyLayout, true) => &[100, 1000],
-            (Self::Direct | Self::Accounted | Self::Haproxy, _) => &[],
+            (Self::Direct | Self::Accounted | Self::KubeProxy | Self::Haproxy, _) => &[],
         }
     }
 }

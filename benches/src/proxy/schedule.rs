@@ -90,7 +90,7 @@ pub(super) fn all(options: &Options, paths: &[Path]) -> Duration {
 pub(super) fn programming(path: Path, services: u32) -> Duration {
     match path {
         // It grows with the square.
-        Path::KubeProxyLayout => LAYOUT.mul_f64((f64::from(services) / 5000.0).powi(2)),
+        Path::KubeProxyLayout | Path::KubeProxy => LAYOUT.mul_f64((f64::from(services) / 5000.0).powi(2)),
         Path::Haproxy => Duration::ZERO,
         _ => THOUSAND.mul_f64(f64::from(services) / 1000.0),
     }

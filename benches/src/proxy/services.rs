@@ -128,6 +128,13 @@ impl Load {
         many.chain(changing).chain(target).collect()
     }
 
+    /// All of it, object by object.
+    pub(super) fn objects(self, target: &Target) -> Vec<Value> {
+        let endpoints = self.at_first();
+        let many = self.services().flat_map(|service| [service.declared(), service.slice(&endpoints)]);
+        many.chain(target.declared()).collect()
+    }
+
     /// The file that holds the endpoints of a service that changes.
     pub(super) fn change(self, service: Service, endpoints: Vec<u8>) -> (String, String) {
         (format!("slice-{}.json", service.name()), service.slice(&endpoints).to_string())

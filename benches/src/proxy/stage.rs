@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use weft_lab::{Host, Lab, LabError, Place, Running, wait_for};
 
+use super::apiserver::Api;
 use super::path::{BASE, Path};
 use super::services::{Load, PORT, Service, TARGET_PORT, Target};
 use super::{Options, layout, wiring};
 use crate::BenchError;
 use crate::cpu::Watched;
-use crate::session::{Audience, Contestant, go_on};
+use crate::session::{Audience, Contestant, chain, go_on};
 use crate::traffic::{Cores, Ends, IperfServer, Listen, PORTS, connect_times};
 
 /// How long a daemon may take to have tens of thousands of services programmed, and a path to carry
@@ -33,6 +34,9 @@ pub(super) struct Stage {
     /// In this order, so that servers end before the lab does.
     pub(super) bulk: Vec<Bulk>,
     pub(super) first: Vec<First>,
+    /// What paths are made of beside daemons of weft.
+    programs: Vec<Running>,
+    apis: Vec<Api>,
     pub(super) lab: Lab,
 }
 
@@ -44,8 +48,6 @@ pub(super) struct Bulk {
     pub(super) iperf: IperfServer,
     /// Whose processor time counts as the path's.
     pub(super) watched: Watched,
-    /// Programs of the bench that the path is made of.
-    _programs: Vec<Running>,
 }
 
 /// One path with so many services, ready for first packets.
@@ -118,7 +120,7 @@ impl Stage {
             .without_network()
             .without_daemons()
             .up()?;
-        let mut stage = Self { bulk: vec![], first: vec![], lab };
+        let mut stage = Self { bulk: vec![], first: vec![], programs: vec![], apis: vec![], lab };
         let mut failed = vec![];
         for (path, services) in hosts {
             go_on(audience)?;
@@ -135,7 +137,7 @@ impl Stage {
     fn add(&mut self, path: Path, services: u32, options: &Options, cores: Cores) -> Result<(), BenchError> {
         let host = self.lab.find_host(&host_name(path, services))?;
         let load = Load::of(services);
-        let raised = raise(&host, path, load)?;
+        let raised = raise(&host, path, load, cores)?;
         if options.first_at(path).any(|scale| scale == services) {
             let ends = raised.ends.clone();
             let first = First { path, services, ends, targets: targets(path, load) };
@@ -146,10 +148,18 @@ impl Stage {
         if !options.regimes.is_empty() && services == BASE {
             let iperf = IperfServer::start(&raised.ends, cores)?;
             let watched = Watched::new(raised.daemons);
-            let Raised { ends, programs, .. } = raised;
-            self.bulk.push(Bulk { path, ends, iperf, watched, _programs: programs });
+            self.bulk.push(Bulk { path, ends: raised.ends, iperf, watched });
         }
+        self.programs.extend(raised.programs);
+        self.apis.extend(raised.api);
         Ok(())
+    }
+
+    /// Takes everything down, and says what could not be removed.
+    pub(super) fn down(self) -> Result<(), BenchError> {
+        let Self { bulk, programs, apis, lab, .. } = self;
+        drop((bulk, programs, apis)); // servers and clients first: they are nobody's leftovers
+        Ok(lab.down()?)
     }
 }
 
@@ -158,11 +168,14 @@ struct Raised {
     ends: Ends,
     daemons: Vec<i32>,
     programs: Vec<Running>,
+    api: Option<Api>,
 }
 
-fn raise(host: &Host, path: Path, services: Load) -> Result<Raised, BenchError> {
+fn raise(host: &Host, path: Path, services: Load, cores: Cores) -> Result<Raised, BenchError> {
     let (client, server) = wire(host)?;
-    let (mut daemons, mut programs) = (vec![], vec![]);
+    let to = if path == Path::Direct { wiring::SERVER[0] } else { Target::CLUSTER };
+    let ends = Ends { client, server, to, listen: Listen::Anywhere };
+    let (mut daemons, mut programs, mut api) = (vec![], vec![], None);
     match path {
         Path::Direct | Path::Nftables | Path::Accounted | Path::Iptables => {
             declare(host, services, Some(&TARGET))?;
@@ -176,15 +189,49 @@ fn raise(host: &Host, path: Path, services: Load) -> Result<Raised, BenchError> 
         Path::Haproxy => {
             ip(host, &wiring::own_the_service())?;
             programs.push(haproxy(host)?);
-            daemons.extend(programs.iter().filter_map(|program| i32::try_from(program.pid()).ok()));
+        }
+        Path::KubeProxy => {
+            api = Some(Api::serve(host, services, &TARGET)?);
+            let program = kube_proxy(host)?;
+            leads_somewhere(&ends, services, cores, &program)?;
+            programs.push(program);
         }
     }
+    daemons.extend(programs.iter().filter_map(|program| i32::try_from(program.pid()).ok()));
     if path == Path::Accounted {
         set(host, wiring::ACCOUNTING)?;
     }
-    let to = if path == Path::Direct { wiring::SERVER[0] } else { Target::CLUSTER };
-    let ends = Ends { client, server, to, listen: Listen::Anywhere };
-    Ok(Raised { ends, daemons, programs })
+    Ok(Raised { ends, daemons, programs, api })
+}
+
+/// kube-proxy in nftables mode. It may write settings of the host; the number of connections that are
+/// tracked is the whole machine's, and stays.
+fn kube_proxy(host: &Host) -> Result<Running, BenchError> {
+    let file = host.dir().join("kubeconfig");
+    let write = fs::create_dir_all(host.dir()).and_then(|()| fs::write(&file, Api::kubeconfig()));
+    write.map_err(BenchError::io(format!("write {}", file.display())))?;
+    Ok(host.spawn(&[
+        "kube-proxy",
+        &format!("--kubeconfig={}", file.display()),
+        &format!("--hostname-override={}", host.name()),
+        "--proxy-mode=nftables",
+        "--kube-api-content-type=application/json",
+        "--conntrack-max-per-core=0",
+    ])?)
+}
+
+/// Waits until the last service leads to the server.
+fn leads_somewhere(ends: &Ends, load: Load, cores: Cores, program: &Running) -> Result<(), BenchError> {
+    let last = SocketAddrV4::new(Service(load.services - 1).cluster(), PORT);
+    let connect = || {
+        let times = connect_times(ends, cores.client, TARGET_PORT, &[last], Duration::ZERO);
+        times.map(drop).map_err(|error| chain(&error))
+    };
+    wait_for(READY, connect).map_err(|timed_out| {
+        let log = format!("\n{}", program.stderr_so_far());
+        LabError::Late { what: format!("{last} leads nowhere"), timed_out, log }
+    })?;
+    Ok(())
 }
 
 /// Gives a host its two pods.

@@ -15,10 +15,11 @@ const FLAT: f64 = 1.1;
 /// How much longer a change may take among many services.
 const CHANGE: f64 = 1.5;
 
-const BARS: [Bar; 7] = [
+const BARS: [Bar; 8] = [
     bar("default", "nftables", "direct", Some(THROUGHPUT)),
     bar("no-offload", "nftables", "direct", Some(THROUGHPUT)),
     bar("default", "nftables", "kube-proxy-layout", None),
+    bar("default", "nftables", "kube-proxy", None),
     bar("default", "nftables-acct", "nftables", None),
     bar("no-offload", "nftables-acct", "nftables", None),
     bar("default", "iptables", "direct", None),

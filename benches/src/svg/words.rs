@@ -54,6 +54,7 @@ pub(super) fn path(bench: &str, name: &str) -> &'static str {
         "nftables-acct" => "the same, while conntrack counts bytes",
         "iptables" => "to a cluster address, by weft proxy --mode iptables",
         "kube-proxy-layout" => "kube-proxy's nftables rules, loaded by nft",
+        "kube-proxy" => "kube-proxy itself, nftables mode",
         "haproxy" => "haproxy in TCP mode at the cluster address",
         "bare" => "host to host, no pods",
         "direct" => "pods over plain routes set by hand, no firewall rules",
