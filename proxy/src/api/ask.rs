@@ -128,14 +128,15 @@ impl Task {
         let mut backoff = self.patience.backoff;
         loop {
             let (began, asked) = (Instant::now(), self.follower.ask());
-            let mut said = false;
-            let end = self.session(&mut said).await.unwrap_or_else(|end| end);
-            if said {
+            let mut stood = Stood::default();
+            let end = self.session(&mut stood).await.unwrap_or_else(|end| end);
+            let long = stood.opened && began.elapsed() >= GOOD;
+            if stood.said || long {
                 backoff.reset();
             }
             let (failure, wait) = match end {
                 End::Dropped => return,
-                End::Well if asked == Ask::Page || began.elapsed() >= GOOD => continue,
+                End::Well if asked == Ask::Page || long => continue,
                 End::Well => (None, backoff.next(rand::random())),
                 End::Failed(failure) => {
                     self.follower.failed(&failure);
@@ -160,9 +161,9 @@ impl Task {
         }
     }
 
-    /// One question and its answer. Whether a watch said something of use is told apart, because it may
-    /// have done so before it failed.
-    async fn session(&mut self, said: &mut bool) -> Result<End, End> {
+    /// One question and its answer. How a watch stood is told apart, because it may have stood well
+    /// before it failed.
+    async fn session(&mut self, stood: &mut Stood) -> Result<End, End> {
         let (reached, generation) = match self.link.reached().await {
             Ok(reached) => reached,
             Err(error) => {
@@ -172,7 +173,7 @@ impl Task {
         };
         let end = match self.follower.ask() {
             Ask::Page => self.page(&reached).await,
-            Ask::Watch => self.watch(&reached, said).await,
+            Ask::Watch => self.watch(&reached, stood).await,
         };
         if let Err(End::Failed(_)) = &end {
             self.link.doubt(generation);
@@ -190,9 +191,9 @@ impl Task {
         Ok(End::Well)
     }
 
-    async fn watch(&mut self, reached: &Reached, said: &mut bool) -> Result<End, End> {
+    async fn watch(&mut self, reached: &Reached, stood: &mut Stood) -> Result<End, End> {
         let mut body = self.get(reached).await?.into_body();
-        self.failures = 0;
+        (stood.opened, self.failures) = (true, 0);
         if std::mem::take(&mut self.troubled) {
             self.send(Said::Works).await?;
         }
@@ -203,7 +204,7 @@ impl Task {
                 let mut batch = Batch::default();
                 let mut parsed = None;
                 let rest = self.events(&mut lines, &mut batch, &mut parsed);
-                *said |= !batch.is_empty();
+                stood.said |= !batch.is_empty();
                 self.say(batch, parsed.unwrap_or_else(Instant::now)).await?;
                 if rest? == Rest::Incomplete {
                     break;
@@ -292,6 +293,15 @@ impl Task {
     async fn send(&self, said: Said) -> Result<(), Dropped> {
         self.said.send((self.index, said)).await.map_err(|_| Dropped)
     }
+}
+
+/// How a watch stood.
+#[derive(Default)]
+struct Stood {
+    /// The server began it.
+    opened: bool,
+    /// It said something of use.
+    said: bool,
 }
 
 /// What is left in the lines.

@@ -51,7 +51,7 @@ impl Failure {
     /// Such things happen, and mostly the next attempt works: a person need not know yet.
     pub(super) fn transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Broken(_) => true,
+            Self::Unreachable(_) | Self::Silent(_) | Self::Broken(_) => true,
             Self::Refused { status, .. } => status.code == 429 || status.code >= 500,
             _ => false,
         }
