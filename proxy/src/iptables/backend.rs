@@ -4,7 +4,8 @@
 //! A host may have two sets of programs, which write to two places in the kernel. The mode uses one, and
 //! sees to it that nothing of it stays in the other.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::rule::PREFIX;
 use super::saved;
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::host::Host;
-use crate::model::{Family, ServiceName};
+use crate::model::{Balance, Family, ServiceName};
 use crate::nftables;
 use crate::plan::ServicePlan;
 
@@ -26,6 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// So many of our own transactions are told from others'; their events come at once.
 const OWN_MAX: usize = 32;
+
+/// How many clients a list of `-m recent` holds.
+const RECENT_MAX: &str = "/sys/module/xt_recent/parameters/ip_list_tot";
 
 /// The netlink ports of the programs that we ran. Held while one runs.
 type Own = Arc<Mutex<VecDeque<u32>>>;
@@ -37,6 +41,15 @@ pub struct Iptables {
     /// None until something was loaded.
     program: Option<Program>,
     own: Own,
+    /// What this mode does otherwise, as far as it was said.
+    said: BTreeSet<Limit>,
+}
+
+/// What this mode does otherwise than the nftables mode, and only some services notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Limit {
+    Affinity,
+    ClientHash,
 }
 
 impl Iptables {
@@ -50,7 +63,7 @@ impl Iptables {
 
     /// With these programs.
     pub fn with(programs: Programs) -> Self {
-        Self { programs, program: None, own: Own::default() }
+        Self { programs, program: None, own: Own::default(), said: BTreeSet::new() }
     }
 
     fn rules(&self, family: Family) -> Rules {
@@ -70,6 +83,27 @@ impl Iptables {
         // Only now, so that at each moment there is one mode at least that has rules for a packet.
         changes += remove_where(|rules| rules.backend != self.programs)? + remove_nftables()?;
         Ok(Applied { changes })
+    }
+
+    /// Says once what this mode does otherwise, if a service notices.
+    fn say_limits<'a>(&mut self, plans: impl IntoIterator<Item = &'a ServicePlan>) {
+        for port in plans.into_iter().flat_map(|plan| &plan.ports) {
+            if port.affinity.is_some() && self.said.insert(Limit::Affinity) {
+                let clients = fs::read_to_string(RECENT_MAX).unwrap_or_default();
+                let clients = clients.trim().parse().unwrap_or(100u32);
+                tracing::info!(
+                    clients,
+                    "session affinity: iptables remembers so many clients of an endpoint; for more load the \
+                     kernel's module xt_recent with ip_list_tot=N"
+                );
+            }
+            if port.balance == Balance::ClientHash && self.said.insert(Limit::ClientHash) {
+                tracing::info!(
+                    "client-hash: iptables has no hash that nftables has, so clients have other endpoints \
+                     than through hosts in nftables mode"
+                );
+            }
+        }
     }
 
     fn write(&self, rules: Rules, text: &str) -> Result<(), BackendError> {
@@ -93,6 +127,7 @@ impl Backend for Iptables {
 
     fn load(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError> {
         let plans: Vec<(ServiceName, ServicePlan)> = plans.collect();
+        self.say_limits(plans.iter().map(|(_, plan)| plan));
         let mut program = Program::new(host);
         program.update(plans.iter().map(|(name, plan)| (name, plan)));
         self.program = Some(program);
@@ -100,6 +135,7 @@ impl Backend for Iptables {
     }
 
     fn change(&mut self, plans: &[(ServiceName, ServicePlan)]) -> Result<Applied, BackendError> {
+        self.say_limits(plans.iter().map(|(_, plan)| plan));
         let Some(program) = &mut self.program else { return Ok(Applied::default()) };
         let steps = program.update(plans.iter().map(|(name, plan)| (name, plan)));
         let mut changes = 0;

@@ -185,3 +185,48 @@ fn a_spoiled_table_is_left_alone() {
         assert!(error.contains("iptables-nft-save cannot read the table nat"), "{error}");
     });
 }
+
+/// How long a load of a thousand services takes, and a change of one.
+#[test]
+fn a_thousand_services_take_seconds_and_a_change_less() {
+    for programs in BOTH {
+        in_namespace(move || {
+            let service = |number: u16, endpoints: [u8; 2]| {
+                let [high, low] = number.to_be_bytes();
+                let ready = endpoints.map(|it| format!("{{addresses: [10.1.{low}.{it}]}}")).join(", ");
+                format!(
+                    "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\n\
+                     spec: {{type: NodePort, clusterIP: 10.96.{high}.{low}, clusterIPs: [10.96.{high}.{low}], ports: [{{port: 80, nodePort: {node}}}]}}\n\
+                     ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                     metadata: {{name: s{number}-1, namespace: shop, labels: {{kubernetes.io/service-name: s{number}}}}}\n\
+                     addressType: IPv4\nendpoints: [{ready}]\nports: [{{name: '', port: 8080, protocol: TCP}}]\n",
+                    node = 30000 + number,
+                )
+            };
+            let many: String = (0..1000).map(|number| service(number, [1, 2])).collect();
+            let model = model_of(&many);
+            let host = Host::on(
+                &model,
+                NodeName::new(crate::generators::HERE),
+                crate::generators::observed(),
+                Default::default(),
+            );
+            let plans = everything(&model, &host);
+            assert_eq!(plans.len(), 1000);
+            let mut backend = Iptables::with(programs);
+            let started = Instant::now();
+            load(&mut backend, &host, &plans);
+            let loaded = started.elapsed();
+            let other = model_of(&service(7, [1, 3]));
+            let change: Vec<_> = everything(&other, &host).into_iter().collect();
+            let started = Instant::now();
+            let applied = backend.change(&change).unwrap();
+            let changed = started.elapsed();
+            println!("{programs:?}: 1,000 x 2 in {loaded:?}, one change in {changed:?}");
+            // Only the chain with the endpoints.
+            assert_eq!(applied.changes, 1);
+            assert_eq!(backend.differences().unwrap(), Vec::<String>::new());
+            assert!(loaded < Duration::from_secs(60) && changed < loaded);
+        });
+    }
+}

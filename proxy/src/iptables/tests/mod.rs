@@ -1,5 +1,6 @@
 //! The rules do what the semantics say, and each change of them is what leads there.
 
+mod connections;
 mod evaluate;
 mod kernel;
 
@@ -18,6 +19,17 @@ use crate::simulate::{Outcome, Packet, simulate_remembering};
 use evaluate::{End, Fake, Lists, ends};
 
 pub(super) type Plans = BTreeMap<ServiceName, ServicePlan>;
+
+/// What a manifest declares.
+fn model_of(manifest: &str) -> Model {
+    let update = crate::manifests::Folder::default().put("test.yaml", manifest);
+    assert_eq!(update.problems.len(), 0);
+    let mut model = Model::default();
+    for change in update.changes {
+        model.apply(change);
+    }
+    model
+}
 
 pub(super) fn everything(model: &Model, host: &Host) -> Plans {
     plan::everything(model, &Claims::of(model), host)
