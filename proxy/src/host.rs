@@ -46,6 +46,8 @@ pub struct Settings {
     pub strict: Option<Strict>,
     /// By which hash a client's address finds its slot: what the mode can compute.
     pub client_hash: ClientHash,
+    /// New connections are counted for each endpoint, where the mode can do so.
+    pub count_connections: bool,
 }
 
 /// By which hash a client's address finds its slot, with `weft.dev/balance: client-hash`. Neither may

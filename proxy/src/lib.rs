@@ -14,6 +14,7 @@
 //! - [`backend`]: what any way to have plans in the kernel offers;
 //! - [`around`]: what a host needs beside rules: addresses, routes, settings, flows that are forgotten;
 //! - [`health`]: what load balancers and probes are told;
+//! - [`metrics`]: connections by service and endpoint;
 //! - [`stale`]: UDP flows whose endpoint is gone;
 //! - [`simulate`]: where one packet goes, straight from the semantics: the oracle of the tests and
 //!   the engine of `weft explain`. It shares the model and the host with `plan`, and no decision.
@@ -32,6 +33,7 @@ pub mod health;
 pub mod host;
 pub mod iptables;
 pub mod manifests;
+pub mod metrics;
 pub mod model;
 pub mod nftables;
 pub mod plan;

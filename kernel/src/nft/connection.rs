@@ -15,6 +15,7 @@ use super::encode::{Encoded, batch};
 use super::wire::{Head, Malformed, Message, Messages, SUBSYSTEM, Writer, msg};
 use super::{
     ChainName, Comment, Elements, Family, Key, Object, Set, SetName, SetSpec, Table, TableKey, Transaction,
+    Value,
 };
 
 /// `NLMSG_DONE`.
@@ -115,6 +116,8 @@ pub struct CounterReading {
 pub struct ElementReading {
     /// The element.
     pub key: Key,
+    /// What it leads to.
+    pub value: Value,
     /// How many packets.
     pub packets: u64,
     /// How many bytes.
@@ -406,8 +409,7 @@ impl Nft {
         for (set, _) in self.read_sets(key)?.into_iter().filter(|(_, spec)| spec.counted) {
             let mut readings = Vec::new();
             self.dump_elements(key, &set, |message| {
-                let counted = decode::element_counters(message.attrs())?.into_iter();
-                readings.extend(counted.map(|(key, packets, bytes)| ElementReading { key, packets, bytes }));
+                readings.extend(decode::element_counters(message.attrs())?);
                 Ok(())
             })?;
             all.insert(set, readings);

@@ -9,9 +9,9 @@ use super::encode::expression::{
 use super::encode::{DATA_VERDICT, ELEM_INTERVAL_END, TABLE_DORMANT, set_flag, verdict_code};
 use super::wire::{Attr, Attrs, Malformed};
 use super::{
-    BadReg, Base, Chain, ChainKind, ChainName, CmpOp, Comment, CtKey, DataType, DynsetOp, Elements, Expr,
-    FibFlags, FibResult, Hook, Key, KeyType, MetaKey, NatEnd, NumgenKind, PayloadBase, Policy, Reg, Reject,
-    Rule, SetName, SetSpec, TableName, Value, Verdict,
+    BadReg, Base, Chain, ChainKind, ChainName, CmpOp, Comment, CtKey, DataType, DynsetOp, ElementReading,
+    Elements, Expr, FibFlags, FibResult, Hook, Key, KeyType, MetaKey, NatEnd, NumgenKind, PayloadBase,
+    Policy, Reg, Reject, Rule, SetName, SetSpec, TableName, Value, Verdict,
 };
 
 impl From<BadReg> for Malformed {
@@ -79,9 +79,8 @@ pub(super) fn counters(attrs: Attrs<'_>) -> Result<Vec<(u64, u64)>, Malformed> {
     Ok(counters)
 }
 
-/// What the elements of one message have counted: key, packets and bytes. Elements without a counter
-/// are left out.
-pub(super) fn element_counters(attrs: Attrs<'_>) -> Result<Vec<(Key, u64, u64)>, Malformed> {
+/// What the elements of one message have counted. Elements without a counter are left out.
+pub(super) fn element_counters(attrs: Attrs<'_>) -> Result<Vec<ElementReading>, Malformed> {
     let mut counters = Vec::new();
     let Some(list) = attrs.find(3)? else { return Ok(counters) };
     for item in list.attrs() {
@@ -90,8 +89,9 @@ pub(super) fn element_counters(attrs: Attrs<'_>) -> Result<Vec<(Key, u64, u64)>,
         let bytes = |key: Attr<'_>| Ok::<_, Malformed>(key.attrs().need(1)?.value.to_vec());
         let from = bytes(key)?;
         let to = item.find(10)?.map(bytes).transpose()?.unwrap_or_else(|| from.clone());
-        if let Some((packets, octets)) = counter(expr.attrs())? {
-            counters.push((Key::new(from, to), packets, octets));
+        let value = item.find(2)?.map(value).transpose()?.unwrap_or(Value::None);
+        if let Some((packets, bytes)) = counter(expr.attrs())? {
+            counters.push(ElementReading { key: Key::new(from, to), value, packets, bytes });
         }
     }
     Ok(counters)

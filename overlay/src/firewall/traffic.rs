@@ -144,7 +144,12 @@ mod tests {
     fn readings_become_what_each_peer_sent_and_got() {
         let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap());
         let reading = |address: IpAddr, packets, bytes| {
-            vec![ElementReading { key: Key::from(address), packets, bytes }]
+            vec![ElementReading {
+                key: Key::from(address),
+                value: weft_kernel::nft::Value::None,
+                packets,
+                bytes,
+            }]
         };
         let readings = [
             ("heard4", reading(v4, 2, 3000)),

@@ -251,6 +251,7 @@ impl Given {
                     Mode::Nftables => ClientHash::Jhash,
                     Mode::Iptables => ClientHash::Murmur,
                 },
+                count_connections: false,
             },
             conntrack: self.conntrack,
             sync_period: of_mode.sync_period.filter(|period| !period.is_zero()),

@@ -151,6 +151,11 @@ impl Declared {
 }
 
 impl Service {
+    /// Whether its clients stick to endpoints or are hashed to them.
+    pub fn picks_by_id(&self) -> bool {
+        self.affinity.is_some() || self.balance == Balance::ClientHash
+    }
+
     /// Its cluster address in that family.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
         self.cluster_ips.iter().copied().find(|ip| family_of(*ip) == family)

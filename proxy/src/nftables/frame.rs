@@ -11,15 +11,15 @@
 
 use weft_kernel::nft::{
     Base, Chain, ChainKind, ChainName, CmpOp, CtKey, Expr, Hook, Key, MetaKey, Part, Policy, Reg, Reject,
-    Rule, Selector, SetName, Table, Value, Verdict, merge_networks,
+    Rule, Selector, SetName, SetSpec, Table, Value, Verdict, merge_networks,
 };
 
 use super::layout::{
-    DROP, Map, NOWHERE, REJECT, Shape, address_slots, destination, digit, layout, load_frontend, number, reg,
-    source, table,
+    DROP, Map, NOWHERE, Place, REJECT, Shape, address_slots, destination, digit, layout, load_frontend,
+    number, reg, source, table,
 };
 use super::leaf::MASQUERADE_MARK;
-use super::pods::Pods;
+use super::pods::{LINK_NAME, Pods};
 use crate::host::Host;
 use crate::model::{Family, family_of};
 use crate::plan::NodePortScope;
@@ -41,6 +41,8 @@ pub(super) struct Frame {
     pub(super) pods: Pods,
     scopes: [NodePortScope; 2],
     strict: Option<Vec<ipnetwork::IpNetwork>>,
+    /// Endpoints count the connections that they get.
+    counts: bool,
 }
 
 /// Tells TCP clients by a reset, others by ICMP. (The kernel limits ICMP errors to about one a second
@@ -63,6 +65,7 @@ impl Frame {
             pods: Pods(host.local_pods.clone()),
             scopes: Family::ALL.map(|family| NodePortScope::of(host, family)),
             strict: host.settings.strict.as_ref().map(|strict| strict.service_cidrs.clone()),
+            counts: host.settings.count_connections,
         }
     }
 
@@ -81,7 +84,7 @@ impl Frame {
         for family in Family::ALL {
             for map in Map::FIXED {
                 let place = map.of(family);
-                table.sets.insert(place.name(), place.spec().with(self.fixed(map, family)));
+                table.sets.insert(place.name(), self.spec(place).with(self.fixed(map, family)));
                 let ends: &[(u32, Verdict)] = match map {
                     Map::Ways => &[(NOWHERE, Verdict::Return)],
                     Map::Ends => &[(REJECT, Verdict::Goto(reject())), (DROP, Verdict::Drop)],
@@ -129,6 +132,14 @@ impl Frame {
         table
     }
 
+    /// The last lookup of a connection's first packet finds its endpoint: there it is counted, once.
+    fn spec(&self, place: Place) -> SetSpec {
+        match self.counts && place.map.is_last() {
+            true => place.spec().counted(),
+            false => place.spec(),
+        }
+    }
+
     /// What fixed sets hold without any service.
     fn fixed(&self, map: Map, family: Family) -> Vec<Key> {
         match map {
@@ -151,19 +162,18 @@ impl Frame {
     fn to_node_ports(&self, family: Family) -> Vec<Rule> {
         let scope = self.scope(family);
         let to = destination(family);
-        let loopback: ipnetwork::IpNetwork = "127.0.0.0/8".parse().expect("a literal network");
         let mut rules = Vec::new();
         if scope.all {
             let local = Rule::new().destination_is_local();
             rules.push(match family {
-                Family::V4 => local.not_in_network(to, loopback),
+                Family::V4 => local.not_in_network(to, loopback()),
                 Family::V6 => local.is_not(to, std::net::Ipv6Addr::LOCALHOST.octets()),
             });
         } else if !scope.listed.is_empty() {
             rules.push(Rule::new().in_set([to], &Map::NodePortAddresses.of(family).name()));
         }
         if scope.localhost {
-            rules.push(Rule::new().destination_is_local().in_network(to, loopback));
+            rules.push(Rule::new().destination_is_local().in_network(to, loopback()));
         }
         rules
     }
@@ -180,6 +190,11 @@ impl Frame {
             vec![by_frontend(Rule::new(), Shape::Address, Map::RefusedAddresses, Map::Ends, family)];
         let ports = |rule| by_frontend(rule, Shape::Port, Map::RefusedPorts, Map::Ends, family);
         rules.extend(self.to_node_ports(family).into_iter().map(ports));
+        if family == Family::V4 && self.scope(family).localhost {
+            // The kernel drops such packets by itself unless `route_localnet` is set, as it is for node
+            // ports at 127.0.0.1: nobody else may reach what listens there (CVE-2020-8558).
+            rules.push(from_a_link().in_network(destination(family), loopback()).drop());
+        }
         if self.strict.is_some() {
             let to = |map: Map| Rule::new().in_set([destination(family)], &map.of(family).name());
             rules.push(to(Map::ClusterIps).goto(&reject()));
@@ -217,6 +232,22 @@ fn guard(family: Family) -> Rule {
     let source = guarded.load(source(family), reg(0));
     let (both, _) = load_frontend(source, Shape::Address, family, address_slots(family));
     both.then(Expr::Lookup { set: set(Map::Allowed), key: reg(0), invert: true }).drop()
+}
+
+fn loopback() -> ipnetwork::IpNetwork {
+    "127.0.0.0/8".parse().expect("a literal network")
+}
+
+/// Only what came in over a link other than loopback; what a process sends came in over none.
+fn from_a_link() -> Rule {
+    let mut name = b"lo".to_vec();
+    name.resize(LINK_NAME, 0);
+    let reg = Reg::FIRST;
+    Rule::new().then(Expr::Meta { key: MetaKey::IifName, to: reg }).then(Expr::Cmp {
+        reg,
+        op: CmpOp::Ne,
+        value: name,
+    })
 }
 
 fn translated() -> Rule {

@@ -148,6 +148,11 @@ impl Map {
         matches!(self, Self::Hairpin | Self::ClusterIps | Self::Spared)
     }
 
+    /// It leads to an endpoint.
+    pub(super) fn is_last(self) -> bool {
+        matches!(self, Self::AddressEndpoints | Self::PortEndpoints | Self::LiveCluster | Self::LiveLocal)
+    }
+
     pub(super) fn of(self, family: Family) -> Place {
         Place { map: self, family }
     }

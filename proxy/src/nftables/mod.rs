@@ -19,6 +19,7 @@
 //! there while any is.
 
 mod apply;
+pub mod connections;
 mod frame;
 mod layout;
 mod leaf;

@@ -44,7 +44,7 @@ impl Pods {
 }
 
 /// `IFNAMSIZ`.
-const LINK_NAME: usize = 16;
+pub(super) const LINK_NAME: usize = 16;
 
 fn by_link(name: Vec<u8>) -> Rule {
     let reg = Reg::FIRST;

@@ -36,6 +36,7 @@ use crate::health::pulse::Pulse;
 use crate::health::{self, Served};
 use crate::iptables::Iptables;
 use crate::manifests::{Follow, SourceError};
+use crate::metrics;
 use crate::nftables::Nftables;
 use crate::source::{News, Source};
 use engine::{Engine, Told};
@@ -122,6 +123,9 @@ pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
     tokio::spawn(network.keep(options.wishes, state_dir, world.clone(), commits.subscribe(), health));
     let counts = flows::Counts::new(&daemon.metrics);
     tokio::spawn(flows::follow(world.clone(), commits.subscribe(), counts));
+    if options.settings.count_connections {
+        metrics::connections::register(&daemon.metrics, world.clone());
+    }
     let served = Served { healthz: options.healthz, metrics: options.metrics, mode: backend.mode() };
     let pulse = Pulse::default();
     let serving = tokio::spawn(health::follow(

@@ -60,6 +60,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = number::<86_400>, help_heading = TRAFFIC)]
     resync: u32,
 
+    /// Count new connections of each service and endpoint, for /metrics; it makes loading all services
+    /// anew take longer
+    #[arg(long, value_name = "BOOL", default_value = "false", help_heading = SEEN)]
+    connection_metrics: Switch,
     /// How the log looks: `human` or `json`
     #[arg(long, value_name = "FORM", default_value = "human", value_parser = log_format, help_heading = SEEN)]
     log_format: Format,
@@ -123,6 +127,7 @@ impl Args {
             settings: HostSettings {
                 node_ports,
                 masquerade_all: self.masquerade_all.0,
+                count_connections: self.connection_metrics.0,
                 strict: Some(Strict { service_cidrs: self.service_cidrs.clone() }),
                 ..HostSettings::default()
             },

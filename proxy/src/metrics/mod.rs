@@ -1,0 +1,3 @@
+//! What the proxy counts of services' traffic, for `/metrics`.
+
+pub mod connections;
