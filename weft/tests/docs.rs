@@ -12,8 +12,8 @@ use weft::cli::Cli;
 /// Variables that are no flag: the log's filter, the lab's own, and the soak's.
 const VARIABLES: [&str; 6] =
     ["WEFT_LOG", "WEFT_LABS_DIR", "WEFT_LAB_KEEP", "WEFT_SOAK_GB", "WEFT_SOAK_MINUTES", "WEFT_SOAK_SEED"];
-/// Podman's flags, of which its document speaks.
-const OTHERS_FLAGS: [&str; 3] = ["--ip", "--mac-address", "--publish"];
+/// Flags of podman, curl and etcdutl, of which the documents speak.
+const OTHERS_FLAGS: [&str; 5] = ["--bump-revision", "--ip", "--mac-address", "--publish", "--unix-socket"];
 
 fn documents() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");

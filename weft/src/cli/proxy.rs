@@ -9,6 +9,7 @@ use clap::Args as _;
 use ipnetwork::IpNetwork;
 use weft_daemon::Env;
 use weft_daemon::log::Format;
+use weft_proxy::api::Access;
 use weft_proxy::around::settings::Wishes;
 use weft_proxy::host::{NodePortAddresses, Settings as HostSettings, Strict};
 use weft_proxy::model::NodeName;
@@ -31,6 +32,9 @@ pub struct Args {
     /// Read objects from the YAML and JSON files of this folder, and follow it
     #[arg(long, value_name = "DIR", help_heading = SOURCE)]
     manifests: Option<PathBuf>,
+    /// Read objects from the Kubernetes API that this file leads to, and follow it
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests", help_heading = SOURCE)]
+    kubeconfig: Option<PathBuf>,
 
     /// This host's name in the cluster: endpoints on the node of that name are local
     #[arg(long, value_name = "NAME", alias = "hostname-override", help_heading = HOST)]
@@ -108,10 +112,13 @@ impl Args {
     /// # Errors
     /// One line that names the flag (or the variable that `sources` knows), the value and the rule.
     pub fn options(self, sources: &Sources) -> Result<Options, CliError> {
-        let Some(manifests) = self.manifests else {
-            return Err(
-                CliError::usage("nothing says where services are declared").hint("use --manifests DIR")
-            );
+        let source = match (self.manifests, self.kubeconfig) {
+            (Some(folder), _) => SourceOptions::Manifests(folder),
+            (None, Some(file)) => SourceOptions::Api(Access::Kubeconfig(file)),
+            (None, None) => {
+                return Err(CliError::usage("nothing says where services are declared")
+                    .hint("use --kubeconfig FILE or --manifests DIR"));
+            }
         };
         let node = match self.node_name {
             Some(name) => name,
@@ -121,7 +128,7 @@ impl Args {
         let node_ports = NodePortAddresses::parse(places)
             .map_err(|error| CliError::usage(format!("{}: {error}", sources.name("nodeport-addresses"))))?;
         Ok(Options {
-            source: SourceOptions::Manifests(manifests),
+            source,
             mode: self.mode,
             node: NodeName::new(&node),
             settings: HostSettings {
