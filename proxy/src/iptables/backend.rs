@@ -73,12 +73,18 @@ impl Iptables {
     /// Looks, compares, writes what differs; takes away what another mode left.
     fn bring(&mut self) -> Result<Applied, BackendError> {
         let mut changes = 0;
-        let Some(program) = &self.program else { return Ok(Applied::default()) };
         for family in families() {
             let rules = self.rules(family);
+            let Some(program) = &self.program else { return Ok(Applied::default()) };
             let steps = program.repair(family, &save(rules)?);
-            self.write(rules, &steps.text)?;
-            changes += steps.changes;
+            if steps.changes > 0 {
+                self.write(rules, &steps.text)?;
+                changes += steps.changes;
+                let printed = save(rules)?;
+                if let Some(program) = &mut self.program {
+                    program.learn(family, &printed);
+                }
+            }
         }
         // Only now, so that at each moment there is one mode at least that has rules for a packet.
         changes += remove_where(|rules| rules.backend != self.programs)? + remove_nftables()?;

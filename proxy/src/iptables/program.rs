@@ -38,6 +38,8 @@ struct Ruleset {
     trees: BTreeMap<At, Tree>,
     chains: BTreeMap<Table, BTreeMap<String, Vec<Rule>>>,
     services: BTreeMap<ServiceName, Held>,
+    /// Rules of ours as the host's programs print them, where that is not as we write them.
+    words: BTreeMap<Rule, Rule>,
 }
 
 /// What one service has.
@@ -72,6 +74,17 @@ impl Program {
     /// What leads from what was printed to what should be there.
     pub fn repair(&self, family: Family, saved: &str) -> Steps {
         Steps::of(&self.ruleset(family).from(saved))
+    }
+
+    /// Learns how the host's programs print what should be there, from what they print right after all of
+    /// it was written: another version may have other words, and must not make us write again and again.
+    pub fn learn(&mut self, family: Family, saved: &str) {
+        for rules in self.rulesets.iter_mut().filter(|rules| rules.frame.family == family) {
+            for table in Table::ALL {
+                let wanted = rules.chains.get(&table).cloned().unwrap_or_default();
+                rules.words.extend(saved::read(saved, table).in_words(&rules.words).words(table, &wanted));
+            }
+        }
     }
 
     /// What differs between what was printed and what should be there, in words.
@@ -109,14 +122,14 @@ impl Ruleset {
                 chains.entry(at.table()).or_default().insert(name, rules);
             }
         }
-        Self { frame, trees, chains, services: BTreeMap::new() }
+        Self { frame, trees, chains, services: BTreeMap::new(), words: BTreeMap::new() }
     }
 
     /// From what was printed, for both tables.
     fn from(&self, printed: &str) -> [Delta; 2] {
         Table::ALL.map(|table| {
             let wanted = self.chains.get(&table).cloned().unwrap_or_default();
-            saved::read(printed, table).to(table, wanted)
+            saved::read(printed, table).in_words(&self.words).to(table, wanted)
         })
     }
 

@@ -46,6 +46,40 @@ fn leads_to_ours(rule: &str) -> bool {
 }
 
 impl Held {
+    /// In our own words, where they are known.
+    pub(super) fn in_words(mut self, words: &BTreeMap<Rule, Rule>) -> Self {
+        if !words.is_empty() {
+            let rules = self.chains.values_mut().flatten().chain(self.jumps.iter_mut().map(|(_, rule)| rule));
+            for rule in rules {
+                if let Some(ours) = words.get(rule) {
+                    rule.clone_from(ours);
+                }
+            }
+        }
+        self
+    }
+
+    /// Which printed rule is which of these, given that they are the same.
+    pub(super) fn words(self, table: Table, wanted: &BTreeMap<String, Vec<Rule>>) -> BTreeMap<Rule, Rule> {
+        let mut words = BTreeMap::new();
+        let mut same = |printed: &[&Rule], ours: &[&Rule]| {
+            if printed.len() == ours.len() {
+                let both = printed.iter().zip(ours).filter(|(printed, ours)| printed != ours);
+                words.extend(both.map(|(printed, ours)| ((*printed).clone(), (*ours).clone())));
+            }
+        };
+        for (name, ours) in wanted {
+            let printed: Vec<&Rule> = self.chains.get(name).into_iter().flatten().collect();
+            same(&printed, &ours.iter().collect::<Vec<_>>());
+        }
+        for (chain, ours) in Frame::jumps(table) {
+            let printed: Vec<&Rule> =
+                self.jumps.iter().filter(|(at, _)| *at == chain).map(|(_, it)| it).collect();
+            same(&printed, &[&ours]);
+        }
+        words
+    }
+
     /// What leads from here to these chains with their jumps.
     pub(super) fn to(self, table: Table, wanted: BTreeMap<String, Vec<Rule>>) -> Delta {
         let jumps = if wanted.is_empty() { Vec::new() } else { Frame::jumps(table) };

@@ -123,8 +123,10 @@ pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
     tokio::spawn(network.keep(options.wishes, state_dir, world.clone(), commits.subscribe(), health));
     let counts = flows::Counts::new(&daemon.metrics);
     tokio::spawn(flows::follow(world.clone(), commits.subscribe(), counts));
-    if options.settings.count_connections {
-        metrics::connections::register(&daemon.metrics, world.clone());
+    match options.mode {
+        _ if !options.settings.count_connections => {}
+        Mode::Nftables => metrics::connections::register(&daemon.metrics, world.clone()),
+        Mode::Iptables => tracing::warn!("new connections are counted in nftables mode only"),
     }
     let served = Served { healthz: options.healthz, metrics: options.metrics, mode: backend.mode() };
     let pulse = Pulse::default();

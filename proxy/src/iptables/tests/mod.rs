@@ -226,6 +226,29 @@ proptest! {
     }
 }
 
+/// Programs that print rules in other words do not make us write again and again.
+#[test]
+fn other_words_are_learned() {
+    use proptest::strategy::ValueTree as _;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let scenario = mine(scenarios().new_tree(&mut runner).unwrap().current());
+    let mut program = loaded(&scenario.host, &everything(&scenario.model, &scenario.host));
+    let other = |fake: &Fake| {
+        let text = fake.save().replace("/0.0.0.15 ", "/0.0.0.0xf ");
+        text.replace("-m comment --comment \"weft proxy\" -j", "-j").replace("-j MARK", "-m all -j MARK")
+    };
+    let mut fake = Fake::new();
+    fake.restore(&program.repair(Family::V4, &fake.save()).text);
+    assert_ne!(program.repair(Family::V4, &other(&fake)).changes, 0);
+    program.learn(Family::V4, &other(&fake));
+    assert_eq!(program.differences(Family::V4, &other(&fake)), Vec::<String>::new());
+    fake.restore("*nat\n:WEFT-MASQUERADE - [0:0]\nCOMMIT\n");
+    assert_eq!(
+        program.differences(Family::V4, &other(&fake)),
+        ["nat: chain WEFT-MASQUERADE has other rules"]
+    );
+}
+
 /// One service's change rewrites its chains and the few that it shares.
 #[test]
 fn a_change_is_small() {
