@@ -109,9 +109,16 @@ fn a_mode_takes_the_place_of_another() {
             Box::new(Iptables::with(Programs::Nft)),
             Box::new(Iptables::with(Programs::Legacy)),
         ];
-        for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1), (1, 2), (2, 0)] {
+        let program = loaded(&scenario.host, &plans);
+        let ways = [(0, 1), (1, 0), (0, 2), (2, 1), (1, 2), (2, 0)];
+        for ((from, to), killed) in ways.into_iter().flat_map(|way| [(way, false), (way, true)]) {
             load(backends[from].as_mut(), &scenario.host, &plans);
-            // As after a kill -9 in the middle: both stand, and one more look is all it takes.
+            // As after a kill -9 in the middle: everything stands, of all modes.
+            for backend in BOTH.into_iter().filter(|_| killed) {
+                let rules = Rules { backend, ipv6: false };
+                let text = program.repair(Family::V4, &programs::save(rules).unwrap()).text;
+                programs::restore_text(rules, &text).unwrap();
+            }
             load(backends[to].as_mut(), &scenario.host, &plans);
             assert_eq!(backends[to].differences().unwrap(), Vec::<String>::new());
             let of = |rules: &str| {

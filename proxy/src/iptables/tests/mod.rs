@@ -269,3 +269,87 @@ fn a_change_is_small() {
         assert!(changes < all, "{name}: {changes} of {all}");
     }
 }
+
+/// Internal traffic stays on the host and external does not, so a client may have been at an endpoint
+/// that the other way does not lead to. What it had before that is forgotten.
+#[test]
+fn a_client_that_was_sent_elsewhere_stays_there() {
+    let model = model_of(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  internalTrafficPolicy: Local
+  sessionAffinity: ClientIP
+  ports: [{port: 80, nodePort: 30001}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.1], nodeName: birch}, {addresses: [10.1.0.5], nodeName: ash}]
+ports: [{name: '', port: 8080, protocol: TCP}]
+"#,
+    );
+    let me = NodeName::new(crate::generators::HERE);
+    let host = Host::on(&model, me, crate::generators::observed(), crate::host::Settings::default());
+    let fakes = fakes(&loaded(&host, &everything(&model, &host)));
+    let packet = |destination: &str| Packet {
+        source: "192.168.7.1".parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        protocol: crate::model::Protocol::Tcp,
+        input: Some("uplink".to_owned()),
+    };
+    let [near, far]: [SocketAddr; 2] = ["10.1.0.5:8080", "10.1.0.1:8080"].map(|it| it.parse().unwrap());
+    let to = |endpoint, masquerade| End::To { endpoint, masquerade };
+    let (outside, inside) = (packet("192.0.2.1:30001"), packet("10.96.0.1:80"));
+    let first = ends(&fakes[0], &host, &outside, &Lists::new());
+    let (_, _, lists) = first.into_iter().find(|(_, end, _)| *end == to(far, true)).expect("one of two");
+    let [(_, end, lists)] = ends(&fakes[0], &host, &inside, &lists).try_into().expect("one is left");
+    assert_eq!(end, to(near, false));
+    let [(_, end, _)] = ends(&fakes[0], &host, &outside, &lists).try_into().expect("it stays");
+    assert_eq!(end, to(near, true));
+}
+
+/// An endpoint may be at an address that is a frontend itself: who was translated is not refused.
+#[test]
+fn who_was_translated_is_not_refused() {
+    let service = |name: &str, ip: &str, port: u16, endpoints: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{clusterIP: {ip}, clusterIPs: [{ip}], ports: [{{port: {port}}}]}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             addressType: IPv4\nendpoints: [{endpoints}]\nports: [{{name: '', port: 8080, protocol: TCP}}]\n"
+        )
+    };
+    let model = model_of(
+        &[
+            service("web", "10.96.0.1", 80, "{addresses: [10.96.0.9]}"),
+            service("empty", "10.96.0.9", 8080, ""),
+        ]
+        .concat(),
+    );
+    let me = NodeName::new(crate::generators::HERE);
+    let host = Host::on(&model, me, crate::generators::observed(), crate::host::Settings::default());
+    let fakes = fakes(&loaded(&host, &everything(&model, &host)));
+    let end = |destination: &str| {
+        let packet = Packet {
+            source: "192.168.7.1".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            protocol: crate::model::Protocol::Tcp,
+            input: Some("uplink".to_owned()),
+        };
+        let [(_, end, _)] = ends(&fakes[0], &host, &packet, &Lists::new()).try_into().expect("no choice");
+        end
+    };
+    assert_eq!(
+        end("10.96.0.1:80"),
+        End::To { endpoint: "10.96.0.9:8080".parse().unwrap(), masquerade: false }
+    );
+    assert_eq!(end("10.96.0.9:8080"), End::Rejected);
+}
