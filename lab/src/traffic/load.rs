@@ -16,6 +16,8 @@ pub struct LoadReport {
     pub answers: Answers,
     /// When those began that nobody answered, and what came of them.
     pub failed: Vec<(Instant, Answer)>,
+    /// The longest time that one took.
+    pub longest: Duration,
 }
 
 impl LoadReport {
@@ -45,6 +47,7 @@ impl Place {
                 let began = Instant::now();
                 let answer = ask(to, protocol, limit);
                 let mut books = books.lock().unwrap_or_else(PoisonError::into_inner);
+                books.longest = books.longest.max(began.elapsed());
                 match answer {
                     answered @ Answer::From { .. } => books.answers.note(answered),
                     other => books.failed.push((began, other)),

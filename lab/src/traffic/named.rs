@@ -2,18 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::echo::patient;
+use nix::cmsg_space;
+use nix::libc;
+use nix::sys::socket::sockopt::Ipv6RecvPacketInfo;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg, setsockopt,
+};
+
 use super::service::{self, Service, opened};
 use crate::{LabError, Place};
 
 /// The longest datagram over IPv4.
 const DATAGRAM: usize = 65_507;
+/// How many datagrams may be needed until one comes through.
+const DATAGRAMS: u32 = 5;
 /// How often a starved machine may be unlucky to have the other protocol's port taken meanwhile.
 const TRIES: usize = 100;
 
@@ -181,7 +190,11 @@ fn exchange(to: SocketAddr, protocol: Protocol, payload: &[u8]) -> io::Result<St
     let limit = Duration::from_secs(20);
     let (server, echoed) = match protocol {
         Protocol::Udp => {
-            let ((server, _), echoed) = datagram(to, payload, limit)?;
+            // One may be lost, and the first ones tell how much the path takes (RFC 8201).
+            let mut tries = (0..DATAGRAMS).map(|_| datagram(to, payload, limit / DATAGRAMS));
+            let mut last = Err(ErrorKind::TimedOut.into());
+            let answered = tries.find_map(|answer| answer.map_err(|error| last = Err(error)).ok());
+            let ((server, _), echoed) = answered.map_or_else(|| last, Ok)?;
             (server, echoed)
         }
         Protocol::Tcp => {
@@ -224,7 +237,12 @@ fn datagram(to: SocketAddr, payload: &[u8], limit: Duration) -> io::Result<((Str
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(limit))?;
-    socket.send(payload)?;
+    match socket.send(payload) {
+        // So a client hears at once that its own host's rules refuse the datagram; the next thing it
+        // hears is why, or nothing.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        sent => sent.map(drop)?,
+    }
     let mut buffer = vec![0; DATAGRAM];
     let read = socket.recv(&mut buffer)?;
     let answer = buffer.get(..read).unwrap_or_default();
@@ -252,23 +270,38 @@ fn serve_stream(mut stream: TcpStream, name: &str, stop: &AtomicBool) {
     }
 }
 
+/// Answers from the address that was asked: on a host with several, routing might pick another one.
 fn serve_datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     let mut buffer = vec![0; DATAGRAM];
+    let _ = setsockopt(socket, Ipv6RecvPacketInfo, &true);
     while !stop.load(Ordering::Relaxed) {
-        if let Ok(Some((read, from))) = received(socket, &mut buffer) {
-            let payload = buffer.get(..read).unwrap_or_default();
-            let _ = socket.send_to(&[greeting(name, from).as_bytes(), payload].concat(), from);
-        }
+        let Ok((read, from, asked)) = received(socket, &mut buffer) else { continue };
+        let line = greeting(name, from.into());
+        let payload = buffer.get(..read).unwrap_or_default();
+        let parts = [IoSlice::new(line.as_bytes()), IoSlice::new(payload)];
+        // The link is routing's to pick.
+        let asked = asked.map(|asked| libc::in6_pktinfo { ipi6_ifindex: 0, ..asked });
+        let control: Vec<_> = asked.iter().map(ControlMessage::Ipv6PacketInfo).collect();
+        let _ =
+            sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&SockaddrIn6::from(from)));
     }
 }
 
-fn received(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
-    let mut from = None;
-    let read = patient(socket.recv_from(buffer).map(|(read, peer)| {
-        from = Some(peer);
-        read
-    }))?;
-    Ok(read.zip(from))
+/// How long it was, where it came from, and where to.
+fn received(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+) -> nix::Result<(usize, SocketAddrV6, Option<libc::in6_pktinfo>)> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let mut space = cmsg_space!(libc::in6_pktinfo);
+    let message =
+        recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
+    let asked = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::Ipv6PacketInfo(asked) => Some(asked),
+        _ => None,
+    });
+    let from = message.address.ok_or(nix::errno::Errno::EDESTADDRREQ)?;
+    Ok((message.bytes, from.into(), asked))
 }
 
 #[cfg(test)]
