@@ -7,7 +7,7 @@
 //! | prerouting and output, after translation | what a frontend took and nobody translated is refused |
 //! | postrouting | what was marked, and who talks to itself, is masqueraded |
 //!
-//! Only packets of new connections are ever refused.
+//! Only packets of new connections are ever refused, and what an endpoint sends that is of no connection.
 
 use weft_kernel::nft::{
     Base, Chain, ChainKind, ChainName, CmpOp, CtKey, Expr, Hook, Key, MetaKey, Part, Policy, Reg, Reject,
@@ -30,6 +30,8 @@ const DSTNAT: i32 = -100;
 const BESIDE: i32 = 10;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_NEW: u32 = 1 << 3;
+/// `NF_CT_STATE_INVALID_BIT`.
+const CT_INVALID: u32 = 1;
 /// `IPS_DST_NAT`.
 const IPS_DST_NAT: u32 = 1 << 5;
 /// `IPPROTO_TCP`.
@@ -105,6 +107,7 @@ impl Frame {
             Rule::new().reject(Reject::PORT_UNREACHABLE),
         ];
         table.chains.insert(reject(), plain(rejecting));
+        table.chains.insert(chain("astray"), plain(Family::ALL.map(drop_from_endpoints).to_vec()));
         for (hook, name) in [(Hook::Prerouting, "prerouting"), (Hook::Output, "output")] {
             let new = || Rule::new().ct_state(CT_NEW);
             let by_family = |begin: &dyn Fn() -> Rule, to: &str| {
@@ -117,6 +120,9 @@ impl Frame {
             // Whoever was translated, by us or by somebody else, has found its way.
             let mut refuse = vec![translated().return_()];
             refuse.extend(by_family(&new, "refuse"));
+            if hook == Hook::Prerouting {
+                refuse.push(Rule::new().ct_state(CT_INVALID).jump(&chain("astray")));
+            }
             let after = base(ChainKind::Filter, hook, DSTNAT + BESIDE, refuse);
             table.chains.insert(chain(&format!("{name}-before")), before);
             table.chains.insert(chain(name), with);
@@ -248,6 +254,17 @@ fn from_a_link() -> Rule {
         op: CmpOp::Ne,
         value: name,
     })
+}
+
+/// What an endpoint sends out of place (behind the window, say) belongs to no connection for the kernel, so
+/// it is not translated. The client would take it for somebody else's and answer with a reset, and that one
+/// would end the good connection at the endpoint (kubernetes/kubernetes#74839).
+fn drop_from_endpoints(family: Family) -> Rule {
+    let begin = match family {
+        Family::V4 => Rule::new().ipv4(),
+        Family::V6 => Rule::new().ipv6(),
+    };
+    begin.in_set([source(family), source(family)], &Map::Hairpin.of(family).name()).drop()
 }
 
 fn translated() -> Rule {
