@@ -1,0 +1,97 @@
+//! Stories about services on real kernels: each is a named test, most of them for IPv4 and for IPv6, and
+//! one lab of three hosts serves them all.
+//!
+//! A harness of its own, because a lab costs seconds and the standard one has no place for what tests
+//! share. It takes the usual arguments: a part of a name, `--list`, `--exact`, `--test-threads`.
+
+mod affinity;
+mod basic;
+mod established;
+mod frontends;
+mod policy;
+mod ports;
+mod scene;
+mod stacks;
+mod terminating;
+mod udp;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use scene::{Case, Families, Scene};
+use weft_lab::LabError;
+
+/// How a story goes.
+type Tell = fn(&Case) -> Result<(), LabError>;
+
+/// A story: its name, for which families it is told, and how it goes.
+pub(crate) type Story = (&'static str, Families, Tell);
+
+/// The stories of a module, each under the name of its function.
+macro_rules! stories {
+    ($families:ident: $($story:ident),+ $(,)?) => {
+        pub(crate) const STORIES: &[crate::Story] =
+            &[$((stringify!($story), crate::scene::Families::$families, $story)),+];
+    };
+}
+pub(crate) use stories;
+
+/// Most of a story is waiting for silence, so that many are told at once.
+const AT_ONCE: usize = 12;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let scene = Arc::new(OnceLock::new());
+    let conclusion = libtest_mimic::run(&arguments, trials(&scene));
+    if let Some(scene) = Arc::into_inner(scene).and_then(OnceLock::into_inner) {
+        match scene {
+            Ok(scene) if conclusion.has_failed() => scene.lab.failed(),
+            Ok(scene) => {
+                if let Err(error) = scene.lab.down() {
+                    eprintln!("{error}");
+                    return ExitCode::FAILURE;
+                }
+            }
+            Err(error) => eprintln!("{error}"),
+        }
+    }
+    conclusion.exit_code()
+}
+
+/// Every story for every family, each with a number of its own, from which its addresses and ports follow.
+fn trials(scene: &Arc<OnceLock<Result<Scene, String>>>) -> Vec<Trial> {
+    let modules = [
+        ("basic", basic::STORIES),
+        ("ports", ports::STORIES),
+        ("frontends", frontends::STORIES),
+        ("policy", policy::STORIES),
+        ("terminating", terminating::STORIES),
+        ("affinity", affinity::STORIES),
+        ("udp", udp::STORIES),
+        ("established", established::STORIES),
+        ("stacks", stacks::STORIES),
+    ];
+    let stories = modules.iter().flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)));
+    let told = stories.flat_map(|(module, (name, families, story))| {
+        families.each().iter().map(move |v6| {
+            let family = match families {
+                Families::Each if *v6 => "_v6",
+                Families::Each => "_v4",
+                Families::Both => "",
+            };
+            (format!("{module}::{name}{family}"), *v6, *story)
+        })
+    });
+    let trial = |(number, (name, v6, story)): (u8, (String, bool, Tell))| {
+        let scene = scene.clone();
+        let service = name.rsplit(':').next().unwrap_or_default().replace('_', "-");
+        Trial::test(name, move || {
+            let scene = scene.get_or_init(|| Scene::new().map_err(|error| error.chain()));
+            let scene = scene.as_ref().map_err(Clone::clone)?;
+            story(&Case { scene, name: service.clone(), number, v6 }).map_err(|error| error.chain().into())
+        })
+    };
+    (1..=u8::MAX).zip(told).map(trial).collect()
+}
