@@ -21,8 +21,10 @@
 //!
 //! - A client's endpoint is kept by `-m recent`, which keeps so many clients for an endpoint as the
 //!   module's `ip_list_tot` says: 100, unless it was loaded with more. nftables mode keeps 262,144.
-//! - There is nothing that hashes an address as nftables does, in IPv6 at least. So `client-hash` finds
-//!   a client's slot by another hash ([`ClientHash::Murmur`](crate::host::ClientHash)), in a program
+//! - There is nothing that hashes an address as nftables does: `-m cluster` takes the first 32 bits of an
+//!   IPv6 address only (`xt_cluster_hash_ipv6`), and `iptables-restore` 1.8.9 refuses what
+//!   `iptables-save` prints of it; HMARK overwrites everybody's mark. So `client-hash` finds a client's
+//!   slot by another hash ([`ClientHash::Murmur`](crate::host::ClientHash)), in a program
 //!   for `-m bpf`. Who has which slot is the same in both modes, and as few clients move when endpoints
 //!   come and go; but a client has another endpoint than through a host in nftables mode.
 
