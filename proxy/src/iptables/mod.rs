@@ -1,5 +1,5 @@
 //! Services as iptables' rules, for hosts whose kernel has no maps in nftables. Pure: from plans to
-//! what `iptables-restore` is told; [`backend`] is the hand that runs the programs.
+//! what `iptables-restore` is told; [`Iptables`] is the hand that runs the programs.
 //!
 //! In each family two tables hold chains of ours, all of them named `WEFT-…`. A packet of a new
 //! connection goes this way:
