@@ -119,6 +119,12 @@ impl Frame {
             let with = base(ChainKind::Nat, hook, DSTNAT, by_family(&Rule::new, "services"));
             // Whoever was translated, by us or by somebody else, has found its way.
             let mut refuse = vec![translated().return_()];
+            if hook == Hook::Prerouting && self.scope(Family::V4).localhost {
+                // The kernel drops such packets by itself unless `route_localnet` is set, as it is for
+                // node ports at 127.0.0.1: nobody else may reach what listens there (CVE-2020-8558).
+                let to = destination(Family::V4);
+                refuse.push(from_a_link(new().ipv4()).in_network(to, loopback()).drop());
+            }
             refuse.extend(by_family(&new, "refuse"));
             if hook == Hook::Prerouting {
                 refuse.push(Rule::new().ct_state(CT_INVALID).jump(&chain("astray")));
@@ -196,11 +202,6 @@ impl Frame {
             vec![by_frontend(Rule::new(), Shape::Address, Map::RefusedAddresses, Map::Ends, family)];
         let ports = |rule| by_frontend(rule, Shape::Port, Map::RefusedPorts, Map::Ends, family);
         rules.extend(self.to_node_ports(family).into_iter().map(ports));
-        if family == Family::V4 && self.scope(family).localhost {
-            // The kernel drops such packets by itself unless `route_localnet` is set, as it is for node
-            // ports at 127.0.0.1: nobody else may reach what listens there (CVE-2020-8558).
-            rules.push(from_a_link().in_network(destination(family), loopback()).drop());
-        }
         if self.strict.is_some() {
             let to = |map: Map| Rule::new().in_set([destination(family)], &map.of(family).name());
             rules.push(to(Map::ClusterIps).goto(&reject()));
@@ -244,12 +245,13 @@ fn loopback() -> ipnetwork::IpNetwork {
     "127.0.0.0/8".parse().expect("a literal network")
 }
 
-/// Only what came in over a link other than loopback; what a process sends came in over none.
-fn from_a_link() -> Rule {
+/// Only what came in over a link other than loopback. Not for the output hook: there the kernel's name
+/// of the link is empty, and so another one.
+fn from_a_link(rule: Rule) -> Rule {
     let mut name = b"lo".to_vec();
     name.resize(LINK_NAME, 0);
     let reg = Reg::FIRST;
-    Rule::new().then(Expr::Meta { key: MetaKey::IifName, to: reg }).then(Expr::Cmp {
+    rule.then(Expr::Meta { key: MetaKey::IifName, to: reg }).then(Expr::Cmp {
         reg,
         op: CmpOp::Ne,
         value: name,

@@ -308,7 +308,8 @@ impl<'a> Walk<'a> {
             MetaKey::Priority => self.priority.to_vec(),
             MetaKey::Mark => self.mark.to_vec(),
             MetaKey::IifName => {
-                let mut name = self.packet.input.as_ref()?.as_bytes().to_vec();
+                // Empty if there is none, and no end of the rule (net/netfilter/nft_meta.c).
+                let mut name = self.packet.input.clone().unwrap_or_default().into_bytes();
                 name.resize(16, 0);
                 name
             }

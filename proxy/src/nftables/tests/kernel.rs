@@ -236,3 +236,20 @@ fn another_layout_is_replaced_and_clients_stick() {
         assert_eq!(nftables.differences().unwrap(), [""; 0]);
     });
 }
+
+/// Node ports at 127.0.0.1 take a rule against strangers there; the host's own connections must pass it.
+#[test]
+fn a_host_reaches_itself_where_node_ports_are_on_localhost() {
+    in_namespace(|| {
+        let output = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip is installed");
+        assert!(output.success());
+        let node_ports = crate::host::NodePortAddresses::parse(["primary", "localhost"]).unwrap();
+        let settings = crate::host::Settings { node_ports, ..Default::default() };
+        let host = Host::on(&Model::default(), NodeName::new("ash"), Default::default(), settings);
+        let table = Program::load(&host, [], None).table();
+        Nft::open().unwrap().commit(&Transaction::new().replace(&table)).unwrap();
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = server.local_addr().unwrap();
+        std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(30)).unwrap();
+    });
+}
