@@ -5,7 +5,7 @@ use ipnetwork::IpNetwork;
 use weft_kernel::nft::merge_networks;
 
 use super::bpf;
-use super::rule::{Rule, Table, only};
+use super::rule::{Rule, Side, Table, only};
 use super::tree::Tree;
 use crate::host::{Host, LocalPods};
 use crate::model::{Family, family_of};
@@ -24,16 +24,24 @@ pub(super) enum At {
     RefusedPorts,
     /// Cluster addresses, ours and those that another proxy serves.
     ClusterIps,
+    /// Endpoints' addresses.
+    Endpoints,
 }
 
 impl At {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Addresses, Self::Ports, Self::RefusedAddresses, Self::RefusedPorts, Self::ClusterIps];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Addresses,
+        Self::Ports,
+        Self::RefusedAddresses,
+        Self::RefusedPorts,
+        Self::ClusterIps,
+        Self::Endpoints,
+    ];
 
     pub(super) fn table(self) -> Table {
         match self {
             Self::Addresses | Self::Ports => Table::Nat,
-            Self::RefusedAddresses | Self::RefusedPorts | Self::ClusterIps => Table::Filter,
+            Self::RefusedAddresses | Self::RefusedPorts | Self::ClusterIps | Self::Endpoints => Table::Filter,
         }
     }
 
@@ -44,6 +52,7 @@ impl At {
             Self::RefusedAddresses => "WEFT-REFUSE",
             Self::RefusedPorts => "WEFT-REFUSE-PORTS",
             Self::ClusterIps => "WEFT-STRICT",
+            Self::Endpoints => "WEFT-ASTRAY",
         }
     }
 }
@@ -87,15 +96,25 @@ impl Frame {
                 ("OUTPUT", comment(Rule::new()).jump(At::Addresses.root())),
                 ("POSTROUTING", comment(Rule::new()).jump(POSTROUTING)),
             ],
-            Table::Filter => ["INPUT", "FORWARD", "OUTPUT"]
-                .map(|chain| (chain, comment(Rule::new().new_connection()).jump(At::RefusedAddresses.root())))
-                .into(),
+            Table::Filter => {
+                let refuse = comment(Rule::new().new_connection()).jump(At::RefusedAddresses.root());
+                // What an endpoint sends out of place (behind the window, say) belongs to no connection
+                // for the kernel, so it is not translated, and the client would answer with a reset that
+                // ends the good connection (kubernetes/kubernetes#74839).
+                let astray = comment(Rule::new().invalid()).jump(At::Endpoints.root());
+                let all = ["INPUT", "FORWARD", "OUTPUT"].map(|chain| (chain, refuse.clone()));
+                let come = ["INPUT", "FORWARD"].map(|chain| (chain, astray.clone()));
+                all.into_iter().chain(come).collect()
+            }
         }
     }
 
     /// The trees, without a service.
     pub(super) fn trees(&self) -> Vec<(At, Tree)> {
-        let tree = |at: At, head, next| (at, Tree::new(self.family, at.root(), head, next));
+        let tree = |at: At, head, next| {
+            let side = if at == At::Endpoints { Side::Source } else { Side::Destination };
+            (at, Tree::new(self.family, side, at.root(), head, next))
+        };
         // Whoever was translated, by us or by somebody else, has found its way.
         let mut refuse = vec![Rule::new().translated().returns()];
         if self.scope.localhost {
@@ -110,6 +129,7 @@ impl Frame {
             tree(At::RefusedAddresses, refuse, Some(REFUSED_NODE_PORTS)),
             tree(At::RefusedPorts, Vec::new(), strict),
             tree(At::ClusterIps, Vec::new(), self.strict.is_some().then_some(UNALLOCATED)),
+            tree(At::Endpoints, Vec::new(), None),
         ]
     }
 

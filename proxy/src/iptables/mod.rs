@@ -12,6 +12,7 @@
 //!          WEFT-ANY-…, WEFT-LOC-…                     one of the endpoints, by policy: DNAT
 //! filter   INPUT, FORWARD, OUTPUT -j WEFT-REFUSE      what nobody translated: rejected or dropped
 //! nat      POSTROUTING -j WEFT-POSTROUTING            what was marked, and who talks to itself
+//! filter   INPUT, FORWARD -j WEFT-ASTRAY              what an endpoint sends that is of no connection
 //! ```
 //!
 //! Chains lead on by `goto`, so that what a frontend took comes back to nobody but the kernel's chain.

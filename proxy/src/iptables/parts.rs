@@ -44,6 +44,10 @@ impl Parts {
     }
 
     fn port(&mut self, port: &PortPlan, frame: &Frame) {
+        for endpoint in port.cluster.iter().chain(&port.local) {
+            let rule = Rule::new().source(only(endpoint.ip())).jump("DROP");
+            self.entries.insert((At::Endpoints, Key::Whole(endpoint.ip(), false)), vec![rule]);
+        }
         for (frontend, treatment) in &port.frontends {
             let here = || match frontend {
                 Frontend::Address(at, protocol) => {

@@ -15,6 +15,13 @@ use crate::model::{Family, Protocol};
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Rule(String);
 
+/// Which of a packet's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Destination,
+}
+
 /// The tables that hold rules of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Table {
@@ -93,12 +100,16 @@ impl Rule {
         self.word(format_args!("! -d {}/{}", range.network(), range.prefix()))
     }
 
-    /// The last bits of the address that the packet goes to.
-    pub(super) fn last_bits(self, family: Family, bits: u8, mask: u8) -> Self {
+    /// The last bits of the address that the packet goes to, or comes from.
+    pub(super) fn last_bits(self, side: Side, family: Family, bits: u8, mask: u8) -> Self {
+        let side = match side {
+            Side::Source => "-s",
+            Side::Destination => "-d",
+        };
         match family {
-            Family::V4 => self.word(format_args!("-d 0.0.0.{bits}/0.0.0.{mask}")),
-            Family::V6 if bits == 0 => self.word(format_args!("-d ::/::{mask:x}")),
-            Family::V6 => self.word(format_args!("-d ::{bits:x}/::{mask:x}")),
+            Family::V4 => self.word(format_args!("{side} 0.0.0.{bits}/0.0.0.{mask}")),
+            Family::V6 if bits == 0 => self.word(format_args!("{side} ::/::{mask:x}")),
+            Family::V6 => self.word(format_args!("{side} ::{bits:x}/::{mask:x}")),
         }
     }
 
@@ -133,6 +144,11 @@ impl Rule {
 
     pub(super) fn new_connection(self) -> Self {
         self.word(format_args!("-m conntrack --ctstate NEW"))
+    }
+
+    /// Of no connection.
+    pub(super) fn invalid(self) -> Self {
+        self.word(format_args!("-m conntrack --ctstate INVALID"))
     }
 
     /// Its destination was translated, by whomever.
@@ -224,6 +240,13 @@ impl Rule {
         self.word(format_args!("-j REJECT --reject-with {icmp}-port-unreachable"))
     }
 
+    /// The chain that packets are led to. It is behind all conditions, and ours have no options.
+    pub(super) fn target(&self) -> Option<&str> {
+        let mut words = self.0.rsplit(' ');
+        let target = words.next()?;
+        matches!(words.next(), Some("-j" | "-g")).then_some(target)
+    }
+
     /// Where every packet goes on that comes here, if this rule has no condition.
     pub(super) fn leads_all_to(&self) -> Option<&str> {
         self.0.strip_prefix("-g ").filter(|chain| !chain.contains(' '))
@@ -253,7 +276,7 @@ mod unit {
             (Rule::new().source(net("10.1.2.3/8")).jump("X"), "-s 10.0.0.0/8 -j X"),
             (Rule::new().source(net("0.0.0.0/0")).jump("X"), "-j X"),
             (Rule::new().destination(net("fd00::1")).goto("X"), "-d fd00::1/128 -g X"),
-            (Rule::new().last_bits(Family::V6, 0, 15).goto("X"), "-d ::/::f -g X"),
+            (Rule::new().last_bits(Side::Destination, Family::V6, 0, 15).goto("X"), "-d ::/::f -g X"),
             (
                 Rule::new().by_chance(3).returns(),
                 "-m statistic --mode random --probability 0.33333333349 -j RETURN",

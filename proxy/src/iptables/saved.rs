@@ -30,19 +30,15 @@ pub(super) fn read(text: &str, table: Table) -> Held {
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
             if chain.starts_with(PREFIX) {
                 held.chains.entry(chain.to_owned()).or_default().push(Rule::saved(rule));
-            } else if leads_to_ours(rule) {
-                held.jumps.push((chain.to_owned(), Rule::saved(rule)));
+            } else {
+                let rule = Rule::saved(rule);
+                if rule.target().is_some_and(|target| target.starts_with(PREFIX)) {
+                    held.jumps.push((chain.to_owned(), rule));
+                }
             }
         }
     }
     held
-}
-
-/// A target is behind all conditions, and ours have no options.
-fn leads_to_ours(rule: &str) -> bool {
-    let mut words = rule.rsplit(' ');
-    let target = words.next().unwrap_or_default();
-    target.starts_with(PREFIX) && matches!(words.next(), Some("-j" | "-g"))
 }
 
 impl Held {
@@ -72,10 +68,11 @@ impl Held {
             let printed: Vec<&Rule> = self.chains.get(name).into_iter().flatten().collect();
             same(&printed, &ours.iter().collect::<Vec<_>>());
         }
+        // By where they lead: nobody else leads there.
         for (chain, ours) in Frame::jumps(table) {
-            let printed: Vec<&Rule> =
-                self.jumps.iter().filter(|(at, _)| *at == chain).map(|(_, it)| it).collect();
-            same(&printed, &[&ours]);
+            let leads = |rule: &Rule| rule.target().is_some() && rule.target() == ours.target();
+            let there = self.jumps.iter().filter(|(at, rule)| *at == chain && leads(rule));
+            same(&there.map(|(_, rule)| rule).collect::<Vec<_>>(), &[&ours]);
         }
         words
     }

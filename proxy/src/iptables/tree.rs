@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::rule::Rule;
+use super::rule::{Rule, Side};
 use crate::model::{Family, Protocol};
 
 /// What rules are found by.
@@ -34,6 +34,8 @@ const BLOCK: u16 = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     family: Family,
+    /// Which address is looked at.
+    side: Side,
     root: &'static str,
     /// What the root does first.
     head: Vec<Rule>,
@@ -66,11 +68,12 @@ impl Key {
 impl Tree {
     pub(super) fn new(
         family: Family,
+        side: Side,
         root: &'static str,
         head: Vec<Rule>,
         next: Option<&'static str>,
     ) -> Self {
-        Self { family, root, head, next, leaves: BTreeMap::new(), dirty: BTreeSet::new() }
+        Self { family, side, root, head, next, leaves: BTreeMap::new(), dirty: BTreeSet::new() }
     }
 
     /// One more service wants these rules for that key; they are in force from now on.
@@ -101,11 +104,11 @@ impl Tree {
     /// The root, whatever changed.
     pub(super) fn root(&self) -> (String, Vec<Rule>) {
         let mut rules = self.head.clone();
-        let family = self.family;
+        let (side, family) = (self.side, self.family);
         match self.by_port() {
             false => {
                 let low: BTreeSet<u8> = self.bytes().map(|byte| byte % 16).collect();
-                let to = |low| Rule::new().last_bits(family, low, 15).goto(&self.middle(low));
+                let to = |low| Rule::new().last_bits(side, family, low, 15).goto(&self.middle(low));
                 rules.extend(low.into_iter().map(to));
             }
             true => rules.extend(self.leaves.keys().filter_map(|leaf| match leaf {
@@ -139,7 +142,10 @@ impl Tree {
             }
         }
         for low in middles {
-            let to = |byte| Rule::new().last_bits(self.family, byte, 255).goto(&self.name(Leaf::Byte(byte)));
+            let to = |byte| {
+                let bits = Rule::new().last_bits(self.side, self.family, byte, 255);
+                bits.goto(&self.name(Leaf::Byte(byte)))
+            };
             let rules: Vec<Rule> = self.bytes().filter(|byte| byte % 16 == low).map(to).collect();
             let rules = (!rules.is_empty()).then(|| self.onward(rules));
             chains.push((self.middle(low), rules));

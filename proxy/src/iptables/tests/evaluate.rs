@@ -264,6 +264,7 @@ impl Walk<'_> {
                         assert_eq!(words.next(), Some("--ctstate"));
                         match words.next() {
                             Some("NEW") => true,
+                            Some("INVALID") => false,
                             Some("DNAT") => self.translated.is_some(),
                             other => panic!("nobody asks for {other:?}"),
                         }

@@ -230,8 +230,9 @@ fn a_thousand_services_take_seconds_and_a_change_less() {
             let applied = backend.change(&change).unwrap();
             let changed = started.elapsed();
             println!("{programs:?}: 1,000 x 2 in {loaded:?}, one change in {changed:?}");
-            // Only the chain with the endpoints.
-            assert_eq!(applied.changes, 1);
+            // The chain that leads to the endpoints, and those by which their addresses are found: one
+            // that loses the old one, one for the new one, the one that leads there, and the root.
+            assert!(applied.changes <= 5, "{applied:?}");
             assert_eq!(backend.differences().unwrap(), Vec::<String>::new());
             assert!(loaded < Duration::from_secs(60) && changed < loaded);
         });
