@@ -6,6 +6,7 @@ use std::time::Duration;
 use weft_daemon::settings::{Over, Setting};
 use weft_kernel::net::{LinkName, State};
 
+use crate::config;
 use crate::host::Host;
 use crate::model::{Family, family_of};
 use crate::plan::NodePortScope;
@@ -42,6 +43,24 @@ impl Default for Conntrack {
             tcp_be_liberal: false,
             udp: None,
             udp_stream: None,
+        }
+    }
+}
+
+/// kube-proxy's rule: what is not given has its default, and zero leaves the kernel's setting as it is.
+impl From<config::Conntrack> for Conntrack {
+    fn from(given: config::Conntrack) -> Self {
+        let usual = Self::default();
+        let time =
+            |given: Option<Duration>, usual: Option<Duration>| given.or(usual).filter(|time| !time.is_zero());
+        Self {
+            max_per_core: given.max_per_core.unwrap_or(usual.max_per_core),
+            min: given.min.unwrap_or(usual.min),
+            tcp_established: time(given.tcp_established, usual.tcp_established),
+            tcp_close_wait: time(given.tcp_close_wait, usual.tcp_close_wait),
+            tcp_be_liberal: given.tcp_be_liberal.unwrap_or(usual.tcp_be_liberal),
+            udp: time(given.udp, usual.udp),
+            udp_stream: time(given.udp_stream, usual.udp_stream),
         }
     }
 }
@@ -170,6 +189,24 @@ mod tests {
             "ipv4/ip_forward=1",
         ];
         assert_eq!(with(all), expected);
+    }
+
+    #[test]
+    fn what_a_configuration_leaves_out_is_as_usual_and_zero_is_nothing() {
+        assert_eq!(Conntrack::from(config::Conntrack::default()), Conntrack::default());
+        let given = config::Conntrack {
+            max_per_core: Some(0),
+            tcp_established: Some(Duration::ZERO),
+            udp: Some(Duration::from_secs(7)),
+            ..config::Conntrack::default()
+        };
+        let expected = Conntrack {
+            max_per_core: 0,
+            tcp_established: None,
+            udp: Some(Duration::from_secs(7)),
+            ..Conntrack::default()
+        };
+        assert_eq!(Conntrack::from(given), expected);
     }
 
     #[test]

@@ -222,8 +222,9 @@ impl Engine {
                 .collect()
         };
         if !plans.is_empty() {
+            let started = now();
             let result = self.backend.change(&plans);
-            if self.concluded("change", &result) {
+            if self.concluded("change", started, &result) {
                 self.schedule.left(now(), self.backend.has_unused());
                 self.told.numbers.changed(parsed);
                 self.told.commits.tell(Committed::Some(plans.into()));
@@ -236,8 +237,9 @@ impl Engine {
         match task {
             Task::Load => self.load(),
             Task::Look => {
+                let started = now();
                 let result = self.backend.look();
-                if self.concluded("look", &result) {
+                if self.concluded("look", started, &result) {
                     if let Ok(Applied { changes: changes @ 1.. }) = result {
                         tracing::info!(changes, "the kernel was not as it should be; put right");
                         self.told.numbers.repaired(changes);
@@ -249,8 +251,9 @@ impl Engine {
             }
             Task::Collect => {
                 self.schedule.collected();
+                let started = now();
                 let result = self.backend.collect();
-                self.concluded("collect", &result);
+                self.concluded("collect", started, &result);
             }
         }
         self.settle();
@@ -263,7 +266,7 @@ impl Engine {
             self.told.numbers.services(world.model.declared().count());
             self.backend.load(&world.host, &mut world.plans())
         };
-        if self.concluded("load", &result) {
+        if self.concluded("load", started, &result) {
             let took = started.elapsed();
             if let Ok(Applied { changes }) = result {
                 tracing::info!(mode = self.backend.mode(), changes, ?took, "everything is programmed");
@@ -276,8 +279,13 @@ impl Engine {
     }
 
     /// Takes down how it went, and says whether well.
-    fn concluded(&mut self, what: &'static str, result: &Result<Applied, BackendError>) -> bool {
-        self.told.numbers.did(what, result.is_ok());
+    fn concluded(
+        &mut self,
+        what: &'static str,
+        started: Instant,
+        result: &Result<Applied, BackendError>,
+    ) -> bool {
+        self.told.numbers.did(self.backend.mode(), what, result.is_ok(), started.elapsed());
         match result {
             Ok(_) => true,
             Err(error) => {

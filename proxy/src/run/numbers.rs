@@ -15,6 +15,12 @@ const CHANGE_SECONDS: &[f64] = &[
     0.5, 1.0, 5.0,
 ];
 
+/// kube-proxy's bounds for its syncs, in seconds, and four below: ours take less than a millisecond.
+const SYNC_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512,
+    1.024, 2.048, 4.096, 8.192, 16.384,
+];
+
 /// kube-proxy's bounds for its programming latency, in seconds.
 const HAPPENED_SECONDS: &[f64] = &[
     0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0,
@@ -56,7 +62,65 @@ pub(super) struct Numbers {
     programmed: Gauge,
     revisions: Family<Gauge, 1>,
     services: Gauge,
+    syncs: Syncs,
     exact: Arc<Mutex<Exact>>,
+}
+
+/// Under kube-proxy's names. Both families are in one transaction, so one sync is each family's.
+#[derive(Clone, Debug)]
+struct Syncs {
+    all: Family<Histogram, 1>,
+    full: Family<Histogram, 1>,
+    partial: Family<Histogram, 1>,
+    last: Family<Gauge, 1>,
+    failures: Family<Counter, 1>,
+}
+
+/// The values of kube-proxy's label `ip_family`.
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+impl Syncs {
+    fn new(metrics: &Metrics) -> Self {
+        let label = ["ip_family"];
+        let seconds = |name, help| metrics.histograms(name, help, label, SYNC_SECONDS);
+        let syncs = Self {
+            all: seconds(
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "How long syncs took that went well.",
+            ),
+            full: seconds(
+                "kubeproxy_sync_full_proxy_rules_duration_seconds",
+                "How long those took in which everything was compared with the kernel.",
+            ),
+            partial: seconds(
+                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+                "How long those took in which only what had changed was written.",
+            ),
+            last: metrics.gauges(
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "When the last sync went well; 0 before.",
+                label,
+            ),
+            failures: metrics.counters(
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+                "Syncs that the kernel refused, in nftables mode.",
+                label,
+            ),
+        };
+        for family in FAMILIES {
+            syncs.last.with([family]);
+        }
+        syncs
+    }
+
+    fn went_well(&self, full: bool, took: Duration) {
+        let kind = if full { &self.full } else { &self.partial };
+        for family in FAMILIES {
+            self.all.with([family]).observe_duration(took);
+            kind.with([family]).observe_duration(took);
+            self.last.with([family]).set(seconds(SystemTime::now()));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +174,7 @@ impl Numbers {
                 ["of"],
             ),
             services: metrics.gauge("weft_proxy_services", "Services that are known, with rules or without."),
+            syncs: Syncs::new(metrics),
             exact: Arc::default(),
         };
         for what in ["load", "change", "look", "collect"] {
@@ -138,9 +203,18 @@ impl Numbers {
         }
     }
 
-    /// Something was done with the kernel.
-    pub(super) fn did(&self, what: &'static str, well: bool) {
+    /// Something was done with the kernel by this mode, and took so long.
+    pub(super) fn did(&self, mode: &'static str, what: &'static str, well: bool, took: Duration) {
         self.commits.with([what, if well { "ok" } else { "error" }]).inc();
+        match (what, well) {
+            ("load" | "look", true) => self.syncs.went_well(true, took),
+            ("change", true) => self.syncs.went_well(false, took),
+            (_, true) => {}
+            (_, false) if mode == "nftables" => {
+                FAMILIES.iter().for_each(|family| self.syncs.failures.with([family]).inc());
+            }
+            (_, false) => {}
+        }
     }
 
     /// A look found so much that was wrong.
