@@ -277,14 +277,20 @@ impl fmt::Display for LinkPattern {
 }
 
 /// A network's name on this host. It is part of paths, link aliases and table names, hence: 1 to 32 of
-/// `[a-z0-9-]`, a letter or digit first.
+/// `[a-z0-9-]`, a letter or digit first; and not `proxy`, whose paths and table are `weft proxy`'s.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkName(String);
 
 /// Why a text is no [`NetworkName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no network name: 1 to 32 of the characters a-z 0-9 -, not `-` first")]
-pub struct BadNetworkName(String);
+pub enum BadNetworkName {
+    /// It cannot be part of paths and names.
+    #[error("`{0}` is no network name: 1 to 32 of the characters a-z 0-9 -, not `-` first")]
+    Form(String),
+    /// It is somebody else's.
+    #[error("`{0}` is taken: `weft proxy` keeps its files and its table under that name; use another one")]
+    Taken(String),
+}
 
 impl NetworkName {
     /// The name as it stands in paths.
@@ -298,7 +304,11 @@ impl FromStr for NetworkName {
     fn from_str(raw: &str) -> Result<Self, BadNetworkName> {
         let clean = raw.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         let fits = (1..=32).contains(&raw.len()) && !raw.starts_with('-');
-        if clean && fits { Ok(Self(raw.to_owned())) } else { Err(BadNetworkName(raw.to_owned())) }
+        match raw {
+            "proxy" => Err(BadNetworkName::Taken(raw.to_owned())),
+            _ if clean && fits => Ok(Self(raw.to_owned())),
+            _ => Err(BadNetworkName::Form(raw.to_owned())),
+        }
     }
 }
 
@@ -391,6 +401,8 @@ mod tests {
             ("..", false),
             ("a/b", false),
             ("blau grün", false),
+            ("proxy", false),
+            ("proxy-2", true),
         ] {
             assert_eq!(raw.parse::<NetworkName>().is_ok(), good, "{raw}");
         }
