@@ -145,7 +145,7 @@ impl Model {
     }
 
     /// Every service, those that get no rules included.
-    pub fn declared(&self) -> impl Iterator<Item = (&ServiceName, &Declared)> {
+    pub fn declared(&self) -> impl ExactSizeIterator<Item = (&ServiceName, &Declared)> {
         self.services.iter()
     }
 

@@ -145,6 +145,20 @@ impl Backend for Nftables {
     }
 }
 
+/// Takes our table off this thread's network namespace, with everything in it; says whether there was
+/// one.
+///
+/// # Errors
+/// When nftables cannot be asked, or refuses.
+pub fn remove() -> Result<bool, BackendError> {
+    let mut nft = Nft::open().map_err(BackendError::Nftables)?;
+    let is_there = nft.tables()?.contains(&table_key());
+    if is_there {
+        nft.commit(&Transaction::new().remove(&table_key()))?;
+    }
+    Ok(is_there)
+}
+
 /// The same table with what packets have put into the observed one's dynamic maps: clients keep their
 /// endpoints when the table is made anew. They get their whole time again.
 fn remembering(mut desired: Table, observed: Option<&Table>) -> Table {

@@ -35,7 +35,7 @@ mod words;
 
 use weft_kernel::nft::TableKey;
 
-pub use apply::Nftables;
+pub use apply::{Nftables, remove};
 pub use program::Program;
 
 /// The table that holds everything.

@@ -56,6 +56,8 @@ pub(super) struct Engine {
     told: Told,
     /// When what is not yet in the kernel happened.
     triggered: Vec<SystemTime>,
+    /// A change was refused, so nobody has been told of it.
+    owed: bool,
     /// Mistakes that were logged.
     said: BTreeSet<u64>,
     failures: Repeated,
@@ -71,8 +73,8 @@ impl Engine {
         told: Told,
     ) -> Self {
         let schedule = Schedule::new(Pace { period: resync, ..Pace::default() }, now());
-        let (book, triggered, said, failures) = Default::default();
-        Self { node, settings, backend, observed, schedule, book, told, triggered, said, failures }
+        let (book, triggered, owed, said, failures) = Default::default();
+        Self { node, settings, backend, observed, schedule, book, told, triggered, owed, said, failures }
     }
 
     /// A world in which nothing has been declared yet.
@@ -228,6 +230,8 @@ impl Engine {
                 self.schedule.left(now(), self.backend.has_unused());
                 self.told.numbers.changed(parsed);
                 self.told.commits.tell(Committed::Some(plans.into()));
+            } else {
+                self.owed = true;
             }
         }
         self.settle();
@@ -240,9 +244,13 @@ impl Engine {
                 let started = now();
                 let result = self.backend.look();
                 if self.concluded("look", started, &result) {
-                    if let Ok(Applied { changes: changes @ 1.. }) = result {
+                    let changes = result.map_or(0, |applied| applied.changes);
+                    if changes > 0 {
                         tracing::info!(changes, "the kernel was not as it should be; put right");
                         self.told.numbers.repaired(changes);
+                    }
+                    // What a change was refused, this look has made good.
+                    if changes > 0 || std::mem::take(&mut self.owed) {
                         self.told.commits.tell(Committed::All);
                     }
                     self.schedule.settled(now(), self.backend.has_unused());
@@ -263,7 +271,6 @@ impl Engine {
         let started = now();
         let result = {
             let world = self.told.world.read();
-            self.told.numbers.services(world.model.declared().count());
             self.backend.load(&world.host, &mut world.plans())
         };
         if self.concluded("load", started, &result) {
@@ -272,6 +279,7 @@ impl Engine {
                 tracing::info!(mode = self.backend.mode(), changes, ?took, "everything is programmed");
             }
             self.schedule.settled(now(), self.backend.has_unused());
+            self.owed = false;
             self.told.numbers.loaded(took);
             self.told.commits.tell(Committed::All);
             memory::trim();
@@ -308,6 +316,7 @@ impl Engine {
     /// Says how far the kernel is.
     fn settle(&mut self) {
         let whole = self.schedule.is_whole();
+        self.told.numbers.services(self.told.world.read().model.declared().len());
         if whole {
             self.told.pulse.updated();
             self.failures.recovered("kernel");

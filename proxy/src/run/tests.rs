@@ -230,7 +230,7 @@ async fn a_burst_is_one_change_and_a_bookmark_is_none() {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_kernel_refuses_is_not_programmed_and_is_tried_again() {
-    let it = start();
+    let mut it = start();
     it.fake.with(|script| script.failures = 2);
     it.tell(true, 1, vec![service("a", 1)]);
     it.rest().await;
@@ -255,6 +255,10 @@ async fn what_the_kernel_refuses_is_not_programmed_and_is_tried_again() {
     assert_eq!((it.fake.did(), it.held()), (vec!["look".to_owned()], (Some(3), true)));
     assert!(!it.health.report().degraded);
     assert_eq!(it.fake.with(|script| script.services.len()), 3);
+    // Who follows has heard of the load, of the change that went well, and that there was more.
+    let heard: Vec<bool> =
+        std::iter::from_fn(|| it.commits.try_recv().ok()).map(|it| matches!(it, Committed::All)).collect();
+    assert_eq!(heard, [true, false, true]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -203,6 +203,19 @@ fn a_change_that_fails_is_made_good_by_a_look() {
     });
 }
 
+#[test]
+fn the_table_is_taken_away_and_others_stay() {
+    in_namespace(|| {
+        nft("table inet weft-proxy-2 { }");
+        let before = listed();
+        load(&mut Nftables::open().unwrap(), &shop(SHOP));
+        assert_ne!(listed(), before);
+        assert!(crate::nftables::remove().unwrap());
+        assert_eq!(listed(), before);
+        assert!(!crate::nftables::remove().unwrap(), "there is none any more");
+    });
+}
+
 /// A table of another layout is replaced in one go, and clients keep their endpoints.
 #[test]
 fn another_layout_is_replaced_and_clients_stick() {
