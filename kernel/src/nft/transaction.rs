@@ -143,7 +143,12 @@ impl Transaction {
     /// Puts this table in the place of the one with its key, whether there is one or not. No packet
     /// meets a state between.
     pub fn replace(self, table: &Table) -> Self {
-        self.remove(&table.key).create(table)
+        self.replace_by(table.clone())
+    }
+
+    /// The same with a table that nobody needs any more.
+    pub fn replace_by(self, table: Table) -> Self {
+        self.remove(&table.key).create_all(table)
     }
 
     /// Deletes a table, whether there is one or not.
@@ -155,7 +160,11 @@ impl Transaction {
 
     /// Makes a table with everything in it. Chains come before what jumps to them, sets before what
     /// looks into them.
-    pub fn create(mut self, table: &Table) -> Self {
+    pub fn create(self, table: &Table) -> Self {
+        self.create_all(table.clone())
+    }
+
+    fn create_all(mut self, table: Table) -> Self {
         let key = &table.key;
         self.steps.push(Step::AddTable {
             table: key.clone(),
@@ -170,9 +179,9 @@ impl Transaction {
                 comment: comment.clone(),
             });
         }
-        for (name, Set { spec, elements }) in &table.sets {
+        for (name, Set { spec, elements }) in table.sets {
             self.steps.push(Step::AddSet { table: key.clone(), set: name.clone(), spec: spec.clone() });
-            self = self.add_elements(key, name, spec, elements.clone());
+            self = self.add_elements(key, &name, &spec, elements);
         }
         for (name, chain) in &table.chains {
             for rule in &chain.rules {

@@ -44,7 +44,7 @@ impl Nftables {
         let Some(program) = &self.program else { return Ok(Applied::default()) };
         let desired = program.table();
         let transaction = match nft::diff(&desired, observed) {
-            Diff::Rebuild => Transaction::new().replace(&remembering(desired, observed)),
+            Diff::Rebuild => Transaction::new().replace_by(remembering(desired, observed)),
             difference => difference.transaction(&desired),
         };
         Ok(self.commit(&transaction)?)

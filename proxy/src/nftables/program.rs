@@ -130,9 +130,9 @@ impl Program {
             }
             program.ways.users.insert(way, 0);
         }
-        // What changes is found by a comparison with the kernel, so nothing of it is kept here.
+        // What changes is found by a comparison with the kernel, so nobody asks for it here.
         for (name, plan) in plans {
-            program.absorb(&name, &plan, &memory, &mut Pending::default());
+            program.absorb(&name, &plan, &memory, &mut None);
         }
         program
     }
@@ -152,11 +152,11 @@ impl Program {
         &mut self,
         plans: impl IntoIterator<Item = (&'a ServiceName, &'a ServicePlan)>,
     ) -> Transaction {
-        let mut pending = Pending::default();
+        let mut pending = Some(Pending::default());
         for (name, plan) in plans {
             self.absorb(name, plan, &Memory::default(), &mut pending);
         }
-        pending.transaction(&self.frame, &self.ways.users)
+        pending.unwrap_or_default().transaction(&self.frame, &self.ways.users)
     }
 
     /// The chains, and maps of clients that stick, that no service needs any more.
@@ -201,22 +201,29 @@ impl Program {
                 table.sets.entry(place.name()).or_insert_with(|| place.spec().with([]));
             }
         }
-        let mut elements: BTreeMap<Place, Elements> = BTreeMap::new();
+        // Lists first: to sort hundreds of thousands once takes less than to insert them one by one.
+        let mut elements: BTreeMap<Place, Vec<(Key, Value)>> = BTreeMap::new();
         for held in self.services.values() {
             for element in held.elements.elements() {
-                let all = elements.entry(element.place).or_default();
-                all.extend([element.into_pair()]);
+                elements.entry(element.place).or_default().push(element.into_pair());
             }
         }
         for (place, all) in elements {
             let set = table.sets.entry(place.name());
             let Set { elements: fixed, .. } = set.or_insert_with(|| place.spec().with([]));
-            fixed.extend(all);
+            fixed.append(&mut all.into_iter().collect());
         }
         table
     }
 
-    fn absorb(&mut self, name: &ServiceName, plan: &ServicePlan, memory: &Memory, pending: &mut Pending) {
+    /// Takes in what a service needs from now on; notes what that changes, if somebody asks for it.
+    fn absorb(
+        &mut self,
+        name: &ServiceName,
+        plan: &ServicePlan,
+        memory: &Memory,
+        pending: &mut Option<Pending>,
+    ) {
         let before = self.services.remove(name).unwrap_or_default();
         for held in &before.ports {
             if let Some(id) = held.id {
@@ -248,7 +255,9 @@ impl Program {
         for way in ways.new {
             let number = self.ways.numbers.get(&way).copied().unwrap_or(NOWHERE);
             let (place, key, value) = numbering(&way, number);
-            pending.add.entry(place).or_default().insert(key, value);
+            if let Some(pending) = pending {
+                pending.add.entry(place).or_default().insert(key, value);
+            }
         }
         let held = Parts { elements: before.elements.elements().collect(), ways: before.ways };
         self.change(held, &parts, pending);
@@ -258,10 +267,12 @@ impl Program {
         }
     }
 
-    fn change(&mut self, before: Parts, after: &Parts, pending: &mut Pending) {
+    fn change(&mut self, before: Parts, after: &Parts, pending: &mut Option<Pending>) {
         for way in after.ways.iter().filter(|way| before.ways.binary_search(way).is_err()) {
             let users = self.ways.users.entry(way.clone()).or_insert_with(|| {
-                pending.new_ways.push(way.clone());
+                if let Some(pending) = pending {
+                    pending.new_ways.push(way.clone());
+                }
                 0
             });
             *users += 1;
@@ -276,13 +287,17 @@ impl Program {
             found.ok().and_then(|at| parts.elements.get(at)).is_some_and(|held| held.value == element.value)
         };
         for element in after.elements.iter().filter(|element| !has(&before, element)) {
-            if self.is_first(element.place, &element.key) {
+            if self.is_first(element.place, &element.key)
+                && let Some(pending) = pending
+            {
                 pending.add.entry(element.place).or_default().extend([element.clone().into_pair()]);
             }
         }
         let has_still: Vec<bool> = before.elements.iter().map(|element| has(after, element)).collect();
         for (element, _) in before.elements.into_iter().zip(has_still).filter(|(_, stays)| !stays) {
-            if self.is_last(element.place, &element.key) {
+            if self.is_last(element.place, &element.key)
+                && let Some(pending) = pending
+            {
                 pending.delete.entry(element.place).or_default().extend([element.into_pair()]);
             }
         }
