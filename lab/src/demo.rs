@@ -1,12 +1,28 @@
 //! The demo: weft's story told on three hosts, each claim checked as it is made.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
+use crate::manifests::{endpoint, service, slice};
+use crate::traffic::{Protocol, Server};
 use crate::{Host, Lab, LabError, Place, Pod, wait_for};
 
 const NETWORK: &str = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// The range of the services' addresses.
+const PROXY: [&str; 1] = ["--service-cidrs=10.96.0.0/12"];
+/// The service `web`: its cluster address, its node port, and where its pods listen.
+const VIP: &str = "10.96.0.10:80";
+const NODE_PORT: u16 = 30_080;
+const TARGET_PORT: u16 = 8080;
+/// How often a client asks to show how answers are shared. With three servers one of them is missed by
+/// chance once in 80,000 demos.
+const ASKED: usize = 30;
+/// How long a connection may take.
+const ANSWER: Duration = Duration::from_secs(10);
 /// By when a dead host must be out of its peers' kernels.
 const DROPPED: Duration = Duration::from_secs(15);
 /// How long bytes are counted for the throughput table: enough for a first impression; `weft bench`
@@ -28,9 +44,9 @@ pub struct Score {
 /// When the stage cannot be built or `out` takes no more; a claim that fails is counted, not an error.
 pub fn run(weft: &Path, out: &mut impl Write) -> Result<Score, LabError> {
     let mut told = Told { out, score: Score::default(), start: Instant::now() };
-    told.say("three hosts, one etcd, an overlay daemon on each host")?;
+    told.say("three hosts, one etcd, an overlay daemon and a service proxy on each host")?;
     let lab = Lab::named(&format!("demo-{}", std::process::id())).weft(weft).hosts(["ash", "birch", "cedar"]);
-    let lab = lab.network(NETWORK).up()?;
+    let lab = lab.network(NETWORK).proxies(PROXY).up()?;
     let mut pods = Vec::new();
     for host in lab.hosts() {
         let subnet = subnet(&host)?;
@@ -47,6 +63,9 @@ pub fn run(weft: &Path, out: &mut impl Write) -> Result<Score, LabError> {
         pods[0].sends(&pods[2], 100_000_000).map(|sent| format!("sha256 {}...", &sent.sha256[..12]))
     })?;
 
+    let web = [&pods[0], &pods[2], &pods[4]];
+    let _servers = services(&mut told, &lab, web, &pods[1])?;
+
     let cedar = lab.host("cedar");
     let lost = subnet(&cedar)?;
     told.say("cedar loses power")?;
@@ -60,6 +79,10 @@ pub fn run(weft: &Path, out: &mut impl Write) -> Result<Score, LabError> {
         Ok(format!("after {:.1} s", died.elapsed().as_secs_f64()))
     })?;
     told.claim("ash and birch do not notice", || everybody(&pods[..4]))?;
+    told.claim("without cedar's endpoint, the service is the other two", || {
+        lab.manifests().apply(&[endpoints(&web[..2])])?;
+        shared(&pods[1], vip(), &names(&web[..2]))
+    })?;
     told.say("cedar comes back")?;
     cedar.boot()?;
     cedar.start_overlay()?;
@@ -91,6 +114,81 @@ pub fn run(weft: &Path, out: &mut impl Write) -> Result<Score, LabError> {
     ))?;
     lab.down()?;
     told.end()
+}
+
+/// A service of one pod on each host, in use.
+fn services(
+    told: &mut Told<'_, impl Write>,
+    lab: &Lab,
+    web: [&Pod; 3],
+    client: &Pod,
+) -> Result<Vec<Server>, LabError> {
+    told.say(&format!("a service `web`, {VIP}, node port {NODE_PORT}: a pod on each host"))?;
+    let servers: Result<Vec<_>, _> = web.iter().map(|pod| pod.server_at(TARGET_PORT, pod.name())).collect();
+    let servers = servers?;
+    let port = json!({"name": "http", "port": 80, "nodePort": NODE_PORT});
+    let spec = json!({"type": "NodePort", "clusterIPs": [vip().ip()], "ports": [port]});
+    lab.manifests().apply(&[service("web", spec), endpoints(&web)])?;
+    let all = names(&web);
+    told.claim("a pod reaches it, and all three pods answer", || shared(client, vip(), &all))?;
+    told.claim("the pod that answers sees the pod that asks", || {
+        let whom = |answer| match answer {
+            crate::traffic::Answer::From { seen_as, .. } => Ok(seen_as),
+            other => Err(LabError::Traffic { what: format!("{other:?}") }),
+        };
+        let seen = whom(client.asks(vip(), Protocol::Tcp, ANSWER))?;
+        if seen == client.ip() {
+            Ok(seen.to_string())
+        } else {
+            Err(LabError::Traffic { what: format!("seen as {seen}") })
+        }
+    })?;
+    for host in lab.hosts() {
+        let at = SocketAddr::new(host.v4().into(), NODE_PORT);
+        let outside = lab.outside();
+        told.claim(&format!("from outside, {}'s node port {at}", host.name()), || {
+            shared(&outside, at, &all)
+        })?;
+    }
+    let ash = lab.host("ash");
+    told.claim("kill -9 of ash's proxy: a connection goes on, new ones are served, it comes back", || {
+        let (_, talk) = client.converse_with(vip(), Duration::from_millis(5))?;
+        let load = client.load(vip(), Protocol::Tcp, ANSWER)?;
+        ash.proxy().kill()?;
+        ash.proxy().start()?;
+        let count = load.stop_without_failure()?.answered();
+        talk.stop_without_loss()?;
+        Ok(format!("{count} new connections, 0 failed"))
+    })?;
+    Ok(servers)
+}
+
+fn vip() -> SocketAddr {
+    VIP.parse().expect("an address and a port")
+}
+
+fn names<'a>(pods: &'a [&Pod]) -> Vec<&'a str> {
+    pods.iter().map(|pod| pod.name()).collect()
+}
+
+fn endpoints(pods: &[&Pod]) -> Value {
+    let endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(pod.ip(), pod.host().name())).collect();
+    slice("web-1", "web", json!([{"name": "http", "port": TARGET_PORT}]), &endpoints)
+}
+
+/// How many connections each of these answered; everyone some, and nobody else any.
+fn shared(from: &Place, to: SocketAddr, servers: &[&str]) -> Result<String, LabError> {
+    let answers = from.asks_often(to, Protocol::Tcp, ANSWER, ASKED);
+    let by: Vec<&str> = answers.by_server.keys().map(String::as_str).collect();
+    if answers.others.is_empty() && by == servers {
+        let shares: Vec<String> =
+            answers.by_server.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        Ok(format!("of {ASKED}: {}", shares.join(", ")))
+    } else {
+        Err(LabError::Traffic {
+            what: format!("answers by {:?}, then {:?}", answers.by_server, answers.others),
+        })
+    }
 }
 
 struct Told<'a, W: Write> {
