@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::around::settings::{self, Wishes};
 use crate::host::{ClientHash, DetectLocal, NodePortAddresses, Settings, Strict};
 use crate::model::NodeName;
 
@@ -76,8 +77,7 @@ pub struct Bind {
 #[error("`{0}` is no address to serve at, such as 0.0.0.0:10256, [::]:10256 or 127.0.0.1")]
 pub struct BadBind(pub String);
 
-/// How connection tracking is set. What is not given has kube-proxy's default; zero leaves the kernel's
-/// setting as it is.
+/// How connection tracking shall be set, as far as it was said. Zero leaves the kernel's setting as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conntrack {
     /// Tracked connections per CPU; zero leaves their number alone, whatever `min` says.
@@ -138,6 +138,10 @@ pub struct Given {
     pub service_cidrs: Option<Vec<IpNetwork>>,
     /// `conntrack`.
     pub conntrack: Conntrack,
+    /// Ours alone: packets and bytes of connections are counted.
+    pub accounting: Option<bool>,
+    /// Ours alone: new connections of each service and endpoint are counted.
+    pub connection_metrics: Option<bool>,
     /// `oomScoreAdj`.
     pub oom_score_adj: Option<i16>,
     /// `logging.format` is `json`.
@@ -161,8 +165,10 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What decides about packets.
     pub settings: Settings,
-    /// How connection tracking is set.
-    pub conntrack: Conntrack,
+    /// Where cluster addresses come from.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// What is wanted of the kernel's settings.
+    pub wishes: Wishes,
     /// How often everything is compared with the kernel.
     pub sync_period: Option<Duration>,
     /// What the kernel thinks of this process when memory is short, if it is to be changed.
@@ -213,6 +219,8 @@ impl Given {
             node_ports: self.node_ports.or(below.node_ports),
             service_cidrs: self.service_cidrs.or(below.service_cidrs),
             conntrack: self.conntrack.over(below.conntrack),
+            accounting: self.accounting.or(below.accounting),
+            connection_metrics: self.connection_metrics.or(below.connection_metrics),
             oom_score_adj: self.oom_score_adj.or(below.oom_score_adj),
             log_json: self.log_json.or(below.log_json),
             verbosity: self.verbosity.or(below.verbosity),
@@ -233,9 +241,9 @@ impl Given {
         let detect_local = self.detect_local(&mut notes)?;
         let node_ports = self.node_port_addresses(mode);
         // A port of a cluster address that its service does not have, and addresses of the ranges that
-        // nobody has: kube-proxy refuses them in nftables mode only.
+        // nobody has: kube-proxy refuses them in nftables mode only, weft in both.
         let service_cidrs = self.service_cidrs.unwrap_or_default();
-        let strict = (mode == Mode::Nftables).then_some(Strict { service_cidrs });
+        let strict = Some(Strict { service_cidrs: service_cidrs.clone() });
         Ok(Config {
             mode,
             node_name: self.node_name,
@@ -251,9 +259,13 @@ impl Given {
                     Mode::Nftables => ClientHash::Jhash,
                     Mode::Iptables => ClientHash::Murmur,
                 },
-                count_connections: false,
+                count_connections: self.connection_metrics.unwrap_or(false),
             },
-            conntrack: self.conntrack,
+            service_cidrs,
+            wishes: Wishes {
+                conntrack: self.conntrack.settle(),
+                accounting: self.accounting.unwrap_or(false),
+            },
             sync_period: of_mode.sync_period.filter(|period| !period.is_zero()),
             oom_score_adj: self.oom_score_adj,
             log_json: self.log_json.unwrap_or(false),
@@ -317,6 +329,24 @@ impl OfMode {
 }
 
 impl Conntrack {
+    /// With kube-proxy's defaults.
+    fn settle(self) -> settings::Conntrack {
+        let default = settings::Conntrack::default();
+        let time = |given: Option<Duration>, default| match given {
+            Some(time) => Some(time).filter(|time| !time.is_zero()),
+            None => default,
+        };
+        settings::Conntrack {
+            max_per_core: self.max_per_core.unwrap_or(default.max_per_core),
+            min: self.min.unwrap_or(default.min),
+            tcp_established: time(self.tcp_established, default.tcp_established),
+            tcp_close_wait: time(self.tcp_close_wait, default.tcp_close_wait),
+            tcp_be_liberal: self.tcp_be_liberal.unwrap_or(default.tcp_be_liberal),
+            udp: time(self.udp, default.udp),
+            udp_stream: time(self.udp_stream, default.udp_stream),
+        }
+    }
+
     fn over(self, below: Self) -> Self {
         Self {
             max_per_core: self.max_per_core.or(below.max_per_core),
@@ -331,6 +361,16 @@ impl Conntrack {
 }
 
 impl Bind {
+    /// That port of every address.
+    pub fn any(port: u16) -> Self {
+        Self { address: Ipv4Addr::UNSPECIFIED.into(), port: Some(port) }
+    }
+
+    /// That port of this host alone.
+    pub fn local(port: u16) -> Self {
+        Self { address: Ipv4Addr::LOCALHOST.into(), port: Some(port) }
+    }
+
     /// With the default port where none is written; None where nothing is served.
     fn or_default(given: Option<Self>, address: Ipv4Addr, port: u16) -> Option<SocketAddr> {
         let given = given.unwrap_or(Self { address: address.into(), port: None });

@@ -95,10 +95,7 @@ fn what_kubeadm_writes_is_understood_without_a_word() {
     assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
     assert_eq!((config.node_name, config.oom_score_adj, config.sync_period), (None, None, None));
-    let zero = Some(Duration::ZERO);
-    let conntrack =
-        Conntrack { tcp_be_liberal: Some(false), udp: zero, udp_stream: zero, ..Conntrack::default() };
-    assert_eq!(config.conntrack, conntrack);
+    assert_eq!(config.wishes, Wishes::default(), "kube-proxy's defaults");
     assert_eq!(config.notes, Vec::<String>::new());
 }
 
@@ -289,7 +286,16 @@ fn flags_beat_the_file_field_by_field() {
     assert_eq!(both.node_name, Some(NodeName::new("birch")));
     assert!(!both.settings.masquerade_all);
     assert_eq!(both.sync_period, Some(Duration::from_secs(60)));
-    assert_eq!((both.conntrack.min, both.conntrack.max_per_core), (Some(7), Some(2)));
+    assert_eq!((both.wishes.conntrack.min, both.wishes.conntrack.max_per_core), (7, 2));
+}
+
+#[test]
+fn zero_leaves_the_kernels_timeouts_alone() {
+    let conntrack =
+        settled("conntrack: {tcpEstablishedTimeout: 0s, udpTimeout: 7s, maxPerCore: 0}").wishes.conntrack;
+    assert_eq!((conntrack.tcp_established, conntrack.udp), (None, Some(Duration::from_secs(7))));
+    assert_eq!((conntrack.max_per_core, conntrack.min), (0, 131_072));
+    assert_eq!(conntrack.tcp_close_wait, Some(Duration::from_secs(3600)));
 }
 
 #[test]

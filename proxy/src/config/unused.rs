@@ -60,6 +60,13 @@ pub const UNUSED: &[Unused] = &[
         takes_value: true,
         effect: Effect::Refused("weft writes no configuration; --dry-run says what the one given means"),
     },
+    Unused {
+        field: "",
+        flag: "master",
+        takes_value: true,
+        effect: Effect::Refused("write the API server's address into the kubeconfig"),
+    },
+    Unused { field: "", flag: "cleanup", takes_value: false, effect: Effect::Refused("run `weft cleanup`") },
     ignored("featureGates.", "feature-gates", "weft has no feature gates"),
     ignored("clientConnection.acceptContentTypes", "", JSON),
     ignored("clientConnection.contentType", "kube-api-content-type", JSON),

@@ -10,6 +10,7 @@ mod api;
 mod engine;
 mod memory;
 mod numbers;
+mod once;
 mod options;
 mod programmed;
 mod schedule;
@@ -32,6 +33,7 @@ use crate::around::flows;
 use crate::around::network::Network;
 use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
+use crate::config::Mode;
 use crate::health::pulse::Pulse;
 use crate::health::{self, Served};
 use crate::iptables::Iptables;
@@ -43,7 +45,8 @@ use engine::{Engine, Told};
 use numbers::Numbers;
 
 pub use numbers::Latency;
-pub use options::{Mode, Options, SourceOptions};
+pub use once::{Once, read_once};
+pub use options::{Options, SourceOptions};
 pub use programmed::{Answer, Programmed};
 pub use world::{Commits, Committed, Shared, World};
 
@@ -77,6 +80,9 @@ pub enum RunError {
     /// The kernel cannot do what the mode needs.
     #[error(transparent)]
     Kernel(#[from] TooOld),
+    /// The source cannot be asked, and there is no time to wait for it.
+    #[error("{0}")]
+    Away(String),
     /// The host's addresses cannot be read.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -99,7 +105,6 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start; each says what is wrong and where.
 pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
-    options.settings.client_hash = options.mode.client_hash();
     let _lock = lock(&options)?;
     let daemon = Daemon::new(CONDITIONS, env).map_err(RunError::Daemon)?;
     let shutdown = daemon.shutdown.clone();

@@ -8,7 +8,8 @@ use ipnetwork::IpNetwork;
 
 use crate::api::Access;
 use crate::around::settings::Wishes;
-use crate::host::{ClientHash, Settings};
+use crate::config::Mode;
+use crate::host::Settings;
 use crate::model::NodeName;
 
 /// What `weft proxy` shall do.
@@ -45,26 +46,6 @@ pub enum SourceOptions {
     Manifests(PathBuf),
     /// In a Kubernetes API (`--kubeconfig`, or the cluster that we run in).
     Api(Access),
-}
-
-/// How the kernel is told (`--mode`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// By one nftables table.
-    #[default]
-    Nftables,
-    /// By iptables' programs, whichever the host uses.
-    Iptables,
-}
-
-impl Mode {
-    /// By which hash a client's address finds its slot in this mode.
-    pub(super) fn client_hash(self) -> ClientHash {
-        match self {
-            Self::Nftables => ClientHash::Jhash,
-            Self::Iptables => ClientHash::Murmur,
-        }
-    }
 }
 
 impl Options {

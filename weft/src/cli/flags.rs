@@ -42,7 +42,8 @@ impl Flags {
                 ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version
             );
             let must = argument.get_action().takes_values() && !argument.is_require_equals_set();
-            flags.takes_value.insert(name.to_owned(), must);
+            let aliases = argument.get_all_aliases().unwrap_or_default();
+            flags.takes_value.extend(aliases.into_iter().chain([name]).map(|name| (name.to_owned(), must)));
             if !asks {
                 flags.prefixes.insert(name.to_owned(), prefixes(name));
             }

@@ -86,6 +86,14 @@ pub(super) fn duration(raw: &str) -> Result<Duration, String> {
     if raw.is_empty() { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
 }
 
+/// As Go writes it; a number alone is seconds.
+pub(super) fn go_duration(raw: &str) -> Result<Duration, String> {
+    match raw.parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => weft_proxy::config::duration::parse(raw).map_err(|error| error.to_string()),
+    }
+}
+
 /// A whole number from 0 up to `MOST`.
 pub(super) fn number<const MOST: u32>(raw: &str) -> Result<u32, String> {
     let number = raw.parse().ok().filter(|number| *number <= MOST);
