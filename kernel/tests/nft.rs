@@ -13,8 +13,8 @@ use ipnetwork::IpNetwork;
 use nix::sched::{CloneFlags, unshare};
 use sample::everything;
 use weft_kernel::nft::{
-    Base, Chain, ChainKind, CommitError, DataType, Diff, Event, Events, Expr, Family, Hook, Key, Nft, Object,
-    Part, Policy, Rule, Selector, SetName, SetSpec, Table, Transaction, Value, Verdict, diff,
+    Base, Chain, ChainKind, CommitError, DataType, Diff, Elements, Event, Events, Expr, Family, Hook, Key,
+    Nft, Object, Part, Policy, Rule, Selector, SetName, SetSpec, Table, Transaction, Value, Verdict, diff,
 };
 
 /// Runs a test in a fresh network namespace, on a thread that ends with it.
@@ -436,5 +436,33 @@ fn what_others_change_is_seen() {
             commit(&mut socket, &change.transaction(&table));
             assert_eq!(socket.table(&table.key).unwrap().as_ref(), Some(&table), "{drift}");
         }
+    });
+}
+
+/// One element is asked for without a look at the others.
+#[test]
+fn single_elements_are_found() {
+    in_namespace(|| {
+        let mut nft = Nft::open().unwrap();
+        let mut table = Table::new(Family::Inet, name("t"));
+        let address = |last| Key::from(Part::from(Ipv4Addr::new(192, 0, 2, last)));
+        let exact = SetSpec::exact([DataType::Ipv4]).to(DataType::Mark);
+        let value = |number: u32| Value::Bytes(number.to_ne_bytes().to_vec());
+        let mut map = exact.clone().with([]);
+        map.elements = (1..=200).map(|last| (address(last), value(last.into()))).collect();
+        table.sets.insert(name("exact"), map);
+        let ranges = SetSpec::intervals([DataType::Ipv4, DataType::Ipv4]);
+        let pair = |range: &str| Key::concat([net(range).into(), Part::from(Ipv4Addr::new(192, 0, 2, 1))]);
+        table.sets.insert(name("ranges"), ranges.clone().with([pair("10.0.0.0/8"), pair("172.16.0.0/12")]));
+        table.chains.insert(name("c"), Chain { rules: vec![Rule::new().drop()], ..Chain::default() });
+        commit(&mut nft, &Transaction::new().create(&table));
+        let found = nft.find(&table.key, &name("exact"), &exact, &[address(7), address(201), address(9)]);
+        assert_eq!(found.unwrap(), [(address(7), value(7)), (address(9), value(9))].into());
+        let found = nft.find(&table.key, &name("ranges"), &ranges, &[pair("10.0.0.0/8"), pair("11.0.0.0/8")]);
+        assert_eq!(found.unwrap(), [(pair("10.0.0.0/8"), Value::None)].into());
+        assert_eq!(nft.find(&table.key, &name("none"), &exact, &[address(7)]).unwrap(), Elements::new());
+        assert_eq!(nft.chains(&table.key).unwrap(), table.chains);
+        let other = Table::new(Family::Inet, name("u")).key;
+        assert!(nft.chains(&other).unwrap().is_empty());
     });
 }

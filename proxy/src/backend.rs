@@ -5,15 +5,17 @@
 //! a call that fails leaves the kernel as it was, or nearer to what should be.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 use weft_kernel::iptables::programs::ProgramError;
 use weft_kernel::nft::{CommitError, DumpError};
 
+use crate::explain::packet::Object;
 use crate::host::Host;
-use crate::model::ServiceName;
-use crate::plan::ServicePlan;
+use crate::model::{PortName, ServiceName};
+use crate::plan::{Frontend, ServicePlan};
 
 /// A way to have plans in the kernel.
 pub trait Backend: Send {
@@ -50,6 +52,30 @@ pub trait Backend: Send {
     /// # Errors
     /// When the kernel cannot be read.
     fn differences(&mut self) -> Result<Vec<String>, BackendError>;
+
+    /// What in the kernel leads connections to a frontend of a service, and whether it is there as it
+    /// should be. A mode that cannot tell one frontend's part from the rest tells of all together.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn objects(&mut self, service: &ServiceName, at: &Frontend) -> Result<Vec<Object>, BackendError> {
+        let _ = (service, at);
+        let differences = self.differences()?;
+        let wrong = differences.first().map(|first| match differences.len() {
+            1 => first.clone(),
+            count => format!("{first}, and {} more", count - 1),
+        });
+        Ok(vec![Object { what: format!("all rules of the {} mode", self.mode()), wrong }])
+    }
+
+    /// The endpoint that a client keeps at a service port by session affinity, if the mode can tell.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn kept(&mut self, port: &PortName, client: IpAddr) -> Result<Option<SocketAddr>, BackendError> {
+        let _ = (port, client);
+        Ok(None)
+    }
 
     /// Whether there is something that no service needs any more.
     fn has_unused(&self) -> bool;

@@ -11,11 +11,11 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::answer::{Answer, NLMSG_ERROR};
 use super::decode::{self, RawElements};
-use super::encode::{Encoded, batch};
+use super::encode::{Encoded, batch, wanted_element};
 use super::wire::{Head, Malformed, Message, Messages, SUBSYSTEM, Writer, msg};
 use super::{
-    ChainName, Comment, Elements, Family, Key, Object, Set, SetName, SetSpec, Table, TableKey, Transaction,
-    Value,
+    Chain, ChainName, Comment, Elements, Family, Key, Object, Set, SetName, SetSpec, Table, TableKey,
+    Transaction, Value,
 };
 
 /// `NLMSG_DONE`.
@@ -171,6 +171,66 @@ impl Nft {
         Err(DumpError::Restless)
     }
 
+    /// Those of these elements that a set has, without a look at all the others.
+    pub fn find<'a>(
+        &mut self,
+        table: &TableKey,
+        set: &SetName,
+        spec: &SetSpec,
+        keys: impl IntoIterator<Item = &'a Key>,
+    ) -> Result<Elements, DumpError> {
+        let what = "set elements";
+        let mut found = RawElements::default();
+        for key in keys {
+            let body = |w: &mut Writer| {
+                w.string(1, table.name.as_str());
+                w.string(2, set.as_str());
+                w.nest(3, |w| wanted_element(w, spec, key));
+            };
+            let asked = self.request(msg::GETSETELEM, 0, table.family, body);
+            let seq = asked.map_err(|source| DumpError::Io { what, source })?;
+            self.read_found(seq, &mut found)?;
+        }
+        Ok(found.finish(spec))
+    }
+
+    /// The answer to one question: the element, or that it is not there.
+    fn read_found(&mut self, seq: u32, found: &mut RawElements) -> Result<(), DumpError> {
+        let what = "set elements";
+        let malformed = |source| DumpError::Malformed { what, source };
+        loop {
+            let len =
+                receive(&self.socket, &mut self.buffer).map_err(|source| DumpError::Io { what, source })?;
+            for message in Messages(self.buffer.get(..len).unwrap_or_default()) {
+                let message = message.map_err(malformed)?;
+                if message.seq != seq {
+                    continue;
+                }
+                if message.kind != NLMSG_ERROR {
+                    return found.extend(message.attrs()).map_err(malformed);
+                }
+                return match Answer::read(&message).map_err(malformed)?.error {
+                    Some(error) if error.kind() != io::ErrorKind::NotFound => {
+                        Err(DumpError::Io { what, source: error })
+                    }
+                    _ => Ok(()),
+                };
+            }
+        }
+    }
+
+    /// The chains of a table with their rules, without its sets; none if there is no such table.
+    pub fn chains(&mut self, key: &TableKey) -> Result<BTreeMap<ChainName, Chain>, DumpError> {
+        for _ in 0..DUMP_TRIES {
+            match self.read_chains(key) {
+                Ok(chains) => return Ok(chains),
+                Err(Interrupted::Again) => {}
+                Err(Interrupted::Failed(error)) => return Err(error),
+            }
+        }
+        Err(DumpError::Restless)
+    }
+
     /// The tables there are, everybody's.
     pub fn tables(&mut self) -> Result<Vec<TableKey>, DumpError> {
         for _ in 0..DUMP_TRIES {
@@ -317,6 +377,16 @@ impl Nft {
             },
         )?;
         let Some(mut table) = found else { return Ok(None) };
+        table.chains = self.read_chains(key)?;
+        for (name, spec) in self.read_sets(key)? {
+            let elements = self.read_elements(key, &name, &spec)?;
+            table.sets.insert(name, Set { spec, elements });
+        }
+        Ok(Some(table))
+    }
+
+    fn read_chains(&mut self, key: &TableKey) -> Result<BTreeMap<ChainName, Chain>, Interrupted> {
+        let mut chains: BTreeMap<ChainName, Chain> = BTreeMap::new();
         self.dump(
             "chains",
             msg::GETCHAIN,
@@ -325,21 +395,17 @@ impl Nft {
             |message| {
                 if decode::table_of(message.attrs())? == key.name {
                     let (name, chain) = decode::chain(message.attrs())?;
-                    table.chains.insert(name, chain);
+                    chains.insert(name, chain);
                 }
                 Ok(())
             },
         )?;
         self.dump_rules(key, |message| {
             let (chain, rule) = decode::rule(message.attrs())?;
-            table.chains.entry(chain).or_default().rules.push(rule);
+            chains.entry(chain).or_default().rules.push(rule);
             Ok(())
         })?;
-        for (name, spec) in self.read_sets(key)? {
-            let elements = self.read_elements(key, &name, &spec)?;
-            table.sets.insert(name, Set { spec, elements });
-        }
-        Ok(Some(table))
+        Ok(chains)
     }
 
     fn dump_rules(

@@ -318,12 +318,21 @@ fn comment_userdata(data: &mut Vec<u8>, kind: u8, comment: &Comment) {
 /// `NFT_SET_ELEM_INTERVAL_END`.
 pub(super) const ELEM_INTERVAL_END: u32 = 1;
 
+/// An element's key alone, to ask for it.
+pub(super) fn wanted_element(w: &mut Writer, spec: &SetSpec, key: &Key) {
+    w.nest(1, |w| element_key(w, spec, key));
+}
+
+fn element_key(w: &mut Writer, spec: &SetSpec, key: &Key) {
+    w.nest(1, |w| w.bytes(1, key.first()));
+    if spec.interval && !spec.is_tree() {
+        w.nest(10, |w| w.bytes(1, key.last()));
+    }
+}
+
 fn element(w: &mut Writer, spec: &SetSpec, key: &Key, value: &Value) {
     w.nest(1, |w| {
-        w.nest(1, |w| w.bytes(1, key.first()));
-        if spec.interval && !spec.is_tree() {
-            w.nest(10, |w| w.bytes(1, key.last()));
-        }
+        element_key(w, spec, key);
         match value {
             Value::None => {}
             Value::Verdict(verdict) => w.nest(2, |w| verdict_data(w, verdict)),

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::around::settings::{self, Wishes};
+use crate::around::settings::Wishes;
 use crate::host::{ClientHash, DetectLocal, NodePortAddresses, Settings, Strict};
 use crate::model::NodeName;
 
@@ -262,10 +262,7 @@ impl Given {
                 count_connections: self.connection_metrics.unwrap_or(false),
             },
             service_cidrs,
-            wishes: Wishes {
-                conntrack: self.conntrack.settle(),
-                accounting: self.accounting.unwrap_or(false),
-            },
+            wishes: Wishes { conntrack: self.conntrack.into(), accounting: self.accounting.unwrap_or(false) },
             sync_period: of_mode.sync_period.filter(|period| !period.is_zero()),
             oom_score_adj: self.oom_score_adj,
             log_json: self.log_json.unwrap_or(false),
@@ -329,24 +326,6 @@ impl OfMode {
 }
 
 impl Conntrack {
-    /// With kube-proxy's defaults.
-    fn settle(self) -> settings::Conntrack {
-        let default = settings::Conntrack::default();
-        let time = |given: Option<Duration>, default| match given {
-            Some(time) => Some(time).filter(|time| !time.is_zero()),
-            None => default,
-        };
-        settings::Conntrack {
-            max_per_core: self.max_per_core.unwrap_or(default.max_per_core),
-            min: self.min.unwrap_or(default.min),
-            tcp_established: time(self.tcp_established, default.tcp_established),
-            tcp_close_wait: time(self.tcp_close_wait, default.tcp_close_wait),
-            tcp_be_liberal: self.tcp_be_liberal.unwrap_or(default.tcp_be_liberal),
-            udp: time(self.udp, default.udp),
-            udp_stream: time(self.udp_stream, default.udp_stream),
-        }
-    }
-
     fn over(self, below: Self) -> Self {
         Self {
             max_per_core: self.max_per_core.or(below.max_per_core),

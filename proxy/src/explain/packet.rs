@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::service::{at, kind_word};
 use crate::host::Host;
-use crate::model::{FrontendKind, Model, Policy, PortName, Service, ServiceName, family_of};
+use crate::model::{FrontendKind, Model, Policy, PortName, Service, family_of};
 use crate::plan::Frontend;
 use crate::simulate::{self, Outcome, Packet};
 
@@ -88,7 +88,7 @@ pub struct Object {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
     /// Whose.
-    pub service: ServiceName,
+    pub port: PortName,
     /// Which.
     pub frontend: Frontend,
 }
@@ -110,7 +110,7 @@ pub fn explain(
             }
             _ => Frontend::Address(to, packet.protocol),
         };
-        (Reached { service: port.service.clone(), frontend }, *kind)
+        (Reached { port: port.clone(), frontend }, *kind)
     });
     let port = trace.reached.as_ref().map(|(port, _)| port);
     let (outcome, chances) = match trace.outcome {

@@ -1,16 +1,20 @@
 //! The nftables mode's hand: looks at the kernel's table, compares, writes what differs. What should be
 //! there is [`Program`]'s to say.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
 use weft_daemon::log::chain;
 use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Nft, Step, Table, Transaction};
 
 use super::program::Program;
 use super::{table_key, words};
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
+use crate::explain::packet::Object;
 use crate::host::Host;
 use crate::iptables;
-use crate::model::ServiceName;
-use crate::plan::ServicePlan;
+use crate::model::{PortName, ServiceName};
+use crate::plan::{Frontend, ServicePlan};
 
 /// The nftables mode in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -108,6 +112,27 @@ impl Backend for Nftables {
         let observed = self.nft.table(&table_key())?;
         let desired = program.table();
         Ok(words::differences(&desired, observed.as_ref()))
+    }
+
+    fn objects(&mut self, service: &ServiceName, at: &Frontend) -> Result<Vec<Object>, BackendError> {
+        let Some(program) = &self.program else { return Ok(Vec::new()) };
+        let (concerned, table) = (program.concerned(service, at), table_key());
+        let mut found = BTreeMap::new();
+        for (place, elements) in &concerned.elements {
+            let there = self.nft.find(&table, &place.name(), &place.spec(), elements.keys())?;
+            found.insert(*place, there);
+        }
+        let chains = self.nft.chains(&table)?;
+        Ok(words::objects(&concerned, &found, &chains))
+    }
+
+    fn kept(&mut self, port: &PortName, client: IpAddr) -> Result<Option<SocketAddr>, BackendError> {
+        let Some(kept) = self.program.as_ref().and_then(|program| program.kept(port, client)) else {
+            return Ok(None);
+        };
+        let (set, spec) = (kept.place.name(), kept.place.spec());
+        let found = self.nft.find(&table_key(), &set, &spec, [&kept.key])?;
+        Ok(found.get(&kept.key).and_then(|found| kept.endpoint(found)))
     }
 
     fn has_unused(&self) -> bool {

@@ -1,5 +1,7 @@
 //! What should be in the kernel, kept service by service, and what one change takes. Pure.
 
+mod concerned;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_kernel::nft::{Chain, Elements, Key, Set, Step, Table, Transaction, Value, Verdict};
@@ -14,6 +16,8 @@ use super::slots::{self, free_number};
 use crate::host::Host;
 use crate::model::{Family, PortName, ServiceName};
 use crate::plan::{PortPlan, ServicePlan};
+
+pub(super) use concerned::Concerned;
 
 /// Everything that the table should hold.
 ///

@@ -1,8 +1,16 @@
 //! What is in a table, and what differs from another, for people to read. Pure.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use weft_kernel::nft::{DataType, Diff, ElementDiff, Key, KeyType, SetSpec, Table, Value, Verdict, diff};
+use weft_kernel::nft::{
+    Chain, ChainName, DataType, Diff, ElementDiff, Elements, Key, KeyType, SetSpec, Table, Value, Verdict,
+    diff,
+};
+
+use super::layout::Place;
+use super::program::Concerned;
+use crate::explain::packet::Object;
 
 /// How the observed table differs from the desired one, a line each; none if it does not.
 pub(super) fn differences(desired: &Table, observed: Option<&Table>) -> Vec<String> {
@@ -36,6 +44,52 @@ fn elements(of: &ElementDiff) -> Vec<String> {
     });
     let old = delete.keys().filter(|key| !add.contains_key(*key)).map(|key| line(key, "is too much"));
     missing.chain(old).collect()
+}
+
+/// So many elements of one set are named each; of more, their number.
+const NAMED: usize = 8;
+
+/// What takes part in a frontend, and how the kernel has it.
+pub(super) fn objects(
+    wanted: &Concerned,
+    found: &BTreeMap<Place, Elements>,
+    chains: &BTreeMap<ChainName, Chain>,
+) -> Vec<Object> {
+    let mut objects = Vec::new();
+    for (place, elements) in &wanted.elements {
+        let (set, spec) = (place.name(), place.spec());
+        let none = Elements::new();
+        let there = found.get(place).unwrap_or(&none);
+        let wrong = |key: &Key, to: &Value| match there.get(key) {
+            Some(is) if is == to => None,
+            Some(is) => Some(format!("leads to {}", value(&spec, is))),
+            None => Some("is missing".to_owned()),
+        };
+        if elements.len() > NAMED {
+            let wrong = elements.iter().filter(|(key, to)| wrong(key, to).is_some()).count();
+            let what = format!("set {set}: {} elements", elements.len());
+            objects
+                .push(Object { what, wrong: (wrong > 0).then(|| format!("{wrong} are missing or wrong")) });
+            continue;
+        }
+        for (key, to) in elements {
+            let leads = match to {
+                Value::None => String::new(),
+                to => format!(" : {}", value(&spec, to)),
+            };
+            let what = format!("set {set}: {}{leads}", self::key(&spec, key));
+            objects.push(Object { what, wrong: wrong(key, to) });
+        }
+    }
+    for (name, chain) in &wanted.chains {
+        let wrong = match chains.get(name) {
+            Some(is) if is.rules == chain.rules => None,
+            Some(_) => Some("has other rules".to_owned()),
+            None => Some("is missing".to_owned()),
+        };
+        objects.push(Object { what: format!("chain {name}"), wrong });
+    }
+    objects
 }
 
 /// An element's key as `nft` writes it, nearly.

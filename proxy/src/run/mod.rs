@@ -13,6 +13,7 @@ mod numbers;
 mod once;
 mod options;
 mod programmed;
+mod questions;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -104,7 +105,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// When it cannot start; each says what is wrong and where.
-pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
+pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     let _lock = lock(&options)?;
     let daemon = Daemon::new(CONDITIONS, env).map_err(RunError::Daemon)?;
     let shutdown = daemon.shutdown.clone();
@@ -133,7 +134,8 @@ pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
         Mode::Nftables => metrics::connections::register(&daemon.metrics, world.clone()),
         Mode::Iptables => tracing::warn!("new connections are counted in nftables mode only"),
     }
-    let served = Served { healthz: options.healthz, metrics: options.metrics, mode: backend.mode() };
+    let mode = backend.mode();
+    let served = Served { healthz: options.healthz, metrics: options.metrics, mode };
     let pulse = Pulse::default();
     let serving = tokio::spawn(health::follow(
         served,
@@ -147,11 +149,13 @@ pub async fn run(mut options: Options, env: &Env) -> Result<(), RunError> {
     let (programmed, known) = watch::channel(engine::NOTHING);
     let numbers = Numbers::new(&daemon.metrics);
     let health = daemon.health.clone();
-    let told = Told { world, commits, programmed, health, pulse, numbers: numbers.clone() };
+    let told = Told { world: world.clone(), commits, programmed, health, pulse, numbers: numbers.clone() };
     let engine =
         Engine::new(options.node.clone(), options.settings.clone(), backend, observed, options.resync, told);
     let (asks, asked) = mpsc::channel(8);
-    let running = daemon.serve(api::router(known, asks, numbers), &options.socket(), None).await?;
+    let questions = questions::router(world.clone(), asks.clone(), mode);
+    let api = api::router(known, asks, numbers).merge(questions);
+    let running = daemon.serve(api, &options.socket(), None).await?;
     engine.run(source, doubt, asked, shutdown).await;
     running.stopped().await;
     // It has no way to fail but a panic, which has been reported already.

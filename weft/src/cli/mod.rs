@@ -13,6 +13,7 @@ pub mod down;
 pub mod error;
 mod etcd;
 pub mod exec;
+pub mod explain;
 pub mod flags;
 pub mod lease;
 pub mod output;
@@ -20,6 +21,7 @@ pub mod overlay;
 pub mod peers;
 pub mod proxy;
 pub mod ps;
+pub mod services;
 pub mod up;
 mod values;
 
@@ -53,6 +55,8 @@ pub enum Command {
     Overlay(Box<overlay::Args>),
     Proxy(Box<proxy::Args>),
     Peers(peers::PeersArgs),
+    Services(services::Args),
+    Explain(Box<explain::Args>),
     Diff(peers::DiffArgs),
     Demo(demo::Args),
     Up(up::Args),
@@ -103,6 +107,8 @@ fn run(args: Vec<OsString>, env: &Env) -> Result<ExitCode, CliError> {
         Command::Overlay(args) => overlay::run(*args, &sources, env),
         Command::Proxy(args) => proxy::run(*args, &sources, env),
         Command::Peers(args) => peers::peers(&args),
+        Command::Services(args) => services::run(&args),
+        Command::Explain(args) => explain::run(*args),
         Command::Diff(args) => peers::diff(&args),
         Command::Demo(args) => demo::run(args),
         Command::Up(args) => up::run(args),

@@ -1,14 +1,17 @@
-//! `weft peers` and `weft diff`: what this host's daemon knows of the others, and what its kernel lacks.
+//! `weft peers` and `weft diff`: what this host's daemon knows of the others, and what the kernel lacks, of
+//! the overlay and of services.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde::Serialize;
 use weft_daemon::http::client::Client;
 use weft_overlay::options::NetworkName;
 use weft_overlay::run::status::{Drift, PeerStatus, Status};
 
 use super::error::CliError;
 use super::output::{Form, OutputArgs, Table, print};
+use super::services;
 
 /// Which daemon of this host is asked.
 #[derive(Debug, clap::Args)]
@@ -40,10 +43,13 @@ pub struct DiffArgs {
 }
 
 impl DaemonArgs {
+    fn socket(&self) -> PathBuf {
+        self.run_dir.join(self.network.as_str()).join("overlay.sock")
+    }
+
     fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
-        let client = Client::new(&self.run_dir.join(self.network.as_str()).join("overlay.sock"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(client.get_json(path))?)
+        Ok(runtime.block_on(Client::new(&self.socket()).get_json(path))?)
     }
 }
 
@@ -114,23 +120,43 @@ fn bytes(count: u64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// Prints what would have to be changed, a line each, and what stands in the way.
+/// What the overlay's kernel objects and the proxy's lack or have too much.
+#[derive(Debug, Default, Serialize)]
+struct Both {
+    #[serde(flatten)]
+    overlay: Drift,
+    /// Of services.
+    services: Vec<String>,
+}
+
+/// Prints what would have to be changed, a line each, and what stands in the way: of the overlay and of
+/// the proxy, whichever runs here.
 ///
 /// # Errors
-/// When no daemon runs for this network on this host.
+/// When neither runs on this host.
 pub fn diff(args: &DiffArgs) -> Result<ExitCode, CliError> {
-    let drift: Drift = args.daemon.ask("/diff")?;
+    let overlay: Option<Drift> = services::ask_if_running(&args.daemon.socket(), "/diff")?;
+    let proxy = services::socket(&args.daemon.run_dir);
+    let services: Option<Vec<String>> = services::ask_if_running(&proxy, "/diff")?;
+    if overlay.is_none() && services.is_none() {
+        let line = "neither `weft overlay` nor `weft proxy` runs on this host";
+        return Err(CliError::failed(line).hint("start one, or say where it is with --run-dir and --network"));
+    }
+    let both = Both { overlay: overlay.unwrap_or_default(), services: services.unwrap_or_default() };
+    let Both { overlay: Drift { changes, conflicts }, services } = &both;
     if args.output.output == Form::Json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&drift)?))?;
+        print(&format!("{}\n", serde_json::to_string_pretty(&both)?))?;
     } else {
-        let conflicts = drift.conflicts.iter().map(|line| format!("in the way: {line}\n"));
-        let lines: String = drift.changes.iter().map(|line| format!("{line}\n")).chain(conflicts).collect();
+        let changes = changes.iter().map(|line| format!("{line}\n"));
+        let conflicts = conflicts.iter().map(|line| format!("in the way: {line}\n"));
+        let services = services.iter().map(|line| format!("services: {line}\n"));
+        let lines: String = changes.chain(conflicts).chain(services).collect();
         if lines.is_empty() {
             eprintln!("the kernel holds what it should");
         }
         print(&lines)?;
     }
-    let clean = drift.changes.is_empty() && drift.conflicts.is_empty();
+    let clean = changes.is_empty() && conflicts.is_empty() && services.is_empty();
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

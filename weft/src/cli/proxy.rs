@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args as _;
+use clap::{Args as _, FromArgMatches as _};
 use ipnetwork::IpNetwork;
 use weft_daemon::Env;
 use weft_daemon::log::Format;
@@ -299,6 +299,21 @@ impl Args {
             verbosity: self.v.map(|level| u8::try_from(level).unwrap_or(u8::MAX)),
         })
     }
+}
+
+/// What a daemon would be told that reads manifests and has no flags but these.
+pub(super) fn offline(
+    manifests: PathBuf,
+    name: Option<String>,
+    config: Option<PathBuf>,
+) -> Result<Options, CliError> {
+    let mut flags = vec!["proxy".into(), "--manifests".into(), manifests.into_os_string()];
+    flags.extend(name.into_iter().flat_map(|name| ["--node-name".into(), name.into()]));
+    flags.extend(config.into_iter().flat_map(|path| ["--config".into(), path.into_os_string()]));
+    let sources = Sources::default();
+    let parsed = command().try_get_matches_from(flags).and_then(|m| Args::from_arg_matches(&m));
+    let args = parsed.map_err(|error| CliError::of_clap(&error, &sources))?;
+    Ok(args.settings(&sources)?.options)
 }
 
 /// Where objects are declared. The file's word about the API counts if no flag says anything.

@@ -10,8 +10,11 @@ use weft_kernel::nft::{Elements, Key, Nft, Part, Transaction, Value};
 
 use super::*;
 use crate::backend::{Applied, Backend as _};
+use crate::explain::packet::Object;
 use crate::host::{Observed, Settings};
+use crate::model::{Family, Protocol};
 use crate::nftables::{Nftables, table_key};
+use crate::plan::Frontend;
 
 /// Runs a test in a fresh network namespace, on a thread that ends with it.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
@@ -264,5 +267,67 @@ fn a_host_reaches_itself_where_node_ports_are_on_localhost() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let to = server.local_addr().unwrap();
         std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(30)).unwrap();
+    });
+}
+
+/// Each part of what leads to a frontend is looked up in the kernel, and what is wrong with it is told.
+#[test]
+fn what_leads_to_a_frontend_is_found_in_the_kernel() {
+    in_namespace(|| {
+        let (host, mut plans) = shop(SHOP);
+        let cart = ServiceName::new("shop", "cart");
+        let guarded = ["10.0.0.0/8", "192.0.2.0/24"].map(|range| range.parse().unwrap());
+        let cluster = Frontend::Address("10.96.0.2:80".parse().unwrap(), Protocol::Tcp);
+        let port = &mut plans.get_mut(&cart).unwrap().ports[0];
+        port.frontends.get_mut(&cluster).unwrap().sources = Some(guarded.to_vec());
+        let name = port.name.clone();
+        let mut nftables = Nftables::open().unwrap();
+        load(&mut nftables, &(host, plans));
+        let node_port = Frontend::NodePort(Family::V4, 30080.try_into().unwrap(), Protocol::Tcp);
+        let web = ServiceName::new("shop", "web");
+        let mut of = |service: &ServiceName, at| nftables.objects(service, at).unwrap();
+        let whats =
+            |objects: &[Object]| objects.iter().map(|it| it.what.clone()).collect::<Vec<_>>().join("\n");
+        for (service, at, expected) in [
+            (&web, &node_port, "set port-endpoints4: tcp . 30080 . 0x1 : 10.42.0.6 . 8080"),
+            (&web, &node_port, "chain to4.port-masquerade-2"),
+            (&cart, &cluster, "chain to4.address-id-sticky10800-1"),
+            (&cart, &cluster, "set guarded4: 10.96.0.2 . tcp . 80"),
+            (
+                &cart,
+                &cluster,
+                "set allowed4: 10.0.0.0 . 10.96.0.2 . tcp . 80 to 10.255.255.255 . 10.96.0.2 . tcp . 80",
+            ),
+        ] {
+            let objects = of(service, at);
+            assert!(whats(&objects).contains(expected), "{expected}: {}", whats(&objects));
+            assert!(objects.iter().all(|it| it.wrong.is_none()), "{objects:?}");
+        }
+        nft("delete element inet weft-proxy port-endpoints4 { tcp . 30080 . 0x1 }");
+        nft("flush chain inet weft-proxy to4.port-masquerade-2");
+        let wrong: Vec<String> = of(&web, &node_port).into_iter().filter_map(|it| it.wrong).collect();
+        assert_eq!(wrong, ["is missing", "has other rules"]);
+
+        // A client that sticks.
+        let client = "192.0.2.77".parse().unwrap();
+        assert_eq!(nftables.kept(&name, client).unwrap(), None);
+        let mut kernel = Nft::open().unwrap();
+        let table = kernel.table(&table_key()).unwrap().unwrap();
+        let number = |map: &str| table.sets[&map.parse().unwrap()].elements.iter().next().unwrap();
+        let (Value::Bytes(id), Value::Bytes(endpoint)) = (number("address-ids4").1, number("slots4").1)
+        else {
+            panic!("both are numbers");
+        };
+        let key = Key::concat([
+            Part::bytes(id.clone()),
+            "192.0.2.77".parse::<std::net::Ipv4Addr>().unwrap().into(),
+        ]);
+        let sticky = "sticky4-10800".parse().unwrap();
+        let stuck: Elements = [(key, Value::Bytes(endpoint.clone()))].into();
+        let spec = table.sets[&sticky].spec.clone();
+        kernel.commit(&Transaction::new().add_elements(&table_key(), &sticky, &spec, stuck)).unwrap();
+        assert_eq!(nftables.kept(&name, client).unwrap(), Some("10.42.0.7:8080".parse().unwrap()));
+        nft("delete table inet weft-proxy");
+        assert!(nftables.objects(&web, &node_port).unwrap().iter().all(|it| it.wrong.is_some()));
     });
 }

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 
-use clap::FromArgMatches as _;
 use weft_proxy::around::settings::{self, Wishes};
 use weft_proxy::config::unused::UNUSED;
 use weft_proxy::host::{DetectLocal, Strict};
