@@ -21,7 +21,11 @@ const BEAT: Duration = Duration::from_millis(10);
 
 const NETWORK: &str =
     r#"{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
-const PROXY: [&str; 1] = ["--service-cidrs=10.96.0.0/16,fd96::/64"];
+const PROXY: [&str; 3] = [
+    "--cluster-cidr=10.42.0.0/16,fd42::/48",
+    "--detect-local-mode=ClusterCIDR",
+    "--service-cidrs=10.96.0.0/16,fd96::/64",
+];
 const VIPS: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const NODE_PORT: u16 = 30_080;
 const PORT: u16 = 8080;

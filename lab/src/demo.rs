@@ -12,8 +12,9 @@ use crate::traffic::{Protocol, Server};
 use crate::{Host, Lab, LabError, Place, Pod, wait_for};
 
 const NETWORK: &str = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#;
-/// The range of the services' addresses.
-const PROXY: [&str; 1] = ["--service-cidrs=10.96.0.0/12"];
+/// How proxies tell local pods, and which addresses are for services.
+const PROXY: [&str; 3] =
+    ["--cluster-cidr=10.42.0.0/16", "--detect-local-mode=ClusterCIDR", "--service-cidrs=10.96.0.0/12"];
 /// The service `web`: its cluster address, its node port, and where its pods listen.
 const VIP: &str = "10.96.0.10:80";
 const NODE_PORT: u16 = 30_080;
@@ -160,7 +161,30 @@ fn services(
         talk.stop_without_loss()?;
         Ok(format!("{count} new connections, 0 failed"))
     })?;
+    explained(told, lab, client)?;
     Ok(servers)
+}
+
+/// Where a connection goes, and why, in weft's own words.
+fn explained(told: &mut Told<'_, impl Write>, lab: &Lab, client: &Pod) -> Result<(), LabError> {
+    let ash = lab.host("ash");
+    let node_port = format!("{}:{NODE_PORT}", ash.v4());
+    let mut words = String::new();
+    for (from, to) in [(lab.outside().address(), node_port.as_str()), (client.ip(), VIP)] {
+        let question = format!("weft explain {from} {to}");
+        told.claim(&format!("`{question}` on ash names all three"), || {
+            words = ash.run(&question).ok()?;
+            let web = lab.pods()?.into_iter().filter(|pod| pod.name().ends_with("/web"));
+            let at = web.map(|pod| SocketAddr::new(pod.ip(), TARGET_PORT).to_string());
+            let missing: Vec<String> = at.filter(|at| !words.contains(at)).collect();
+            if missing.is_empty() {
+                Ok("the kernel agrees".to_owned())
+            } else {
+                Err(LabError::Traffic { what: format!("nothing of {}", missing.join(", ")) })
+            }
+        })?;
+    }
+    words.lines().try_for_each(|line| told.say(&format!("        {line}")))
 }
 
 fn vip() -> SocketAddr {

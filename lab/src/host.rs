@@ -258,6 +258,8 @@ fn environment(lab: &Inner, node: &Node) -> Vec<(String, OsString)> {
         ("WEFT_NETWORK".into(), spec.network.clone().into()),
         ("WEFT_RUN_DIR".into(), run.clone().into()),
         ("WEFT_STATE_DIR".into(), dir.join("state").into()),
+        ("WEFT_PROXY_RUN_DIR".into(), run.clone().into()),
+        ("WEFT_PROXY_STATE_DIR".into(), dir.join("state").into()),
         ("WEFT_SUBNET_FILE".into(), run.join("subnet.env").into()),
         ("ETCDCTL_API".into(), "3".into()),
     ];

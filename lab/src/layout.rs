@@ -310,6 +310,11 @@ pub fn router_port(segment: u8) -> String {
     format!("router.{segment}")
 }
 
+/// The router's addresses on the first segment, which every lab has.
+pub(crate) fn first_router() -> [IpAddr; 2] {
+    [v4(1, ROUTER).into(), v6(1, ROUTER).into()]
+}
+
 fn bridge(segment: u8) -> String {
     format!("segment.{segment}")
 }

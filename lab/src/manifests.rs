@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::Inner;
-use crate::layout::{Families, Role};
+use crate::layout::{Families, Role, first_router};
 use crate::traffic::{Answer, Protocol};
 use crate::wait::wait_for;
 use crate::{Host, Lab, LabError};
@@ -88,25 +88,24 @@ impl Manifests {
 
     /// Waits until everything written before is in the kernel of every host whose proxy runs.
     ///
-    /// It asks no proxy: a last service is declared, without endpoints, and a host is done when it
-    /// refuses connections to it.
+    /// It asks no proxy: a last service is declared, and a host is done when connections to it are refused:
+    /// at one port by the host, because it has no endpoints, at the other by the router, which is its
+    /// endpoint. In iptables mode these are changes of two tables, and the families' are apart, too.
     pub fn programmed(&self) -> Result<(), LabError> {
-        let marker = |number: u32| {
-            let [_, high, middle, low] = number.to_be_bytes();
-            match self.lab.spec.families {
-                // A corner of the space that is shared by no network of a lab (RFC 6598, RFC 4193).
-                Families::Both | Families::V4 => {
-                    IpAddr::from(Ipv4Addr::new(100, 112 + (high & 15), middle, low))
-                }
-                Families::V6 => Ipv6Addr::from_bits((0xfd77_u128 << 112) + u128::from(number)).into(),
-            }
-        };
         let declared = || self.lab.declared.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut declared = declared();
             *declared += 1;
-            let spec = json!({"clusterIPs": [marker(*declared)], "ports": [{"port": 1}]});
-            self.write(&[service(MARKER, spec)])?;
+            let markers = self.markers(*declared);
+            let ips: Vec<IpAddr> = markers.iter().map(|(marker, _)| *marker).collect();
+            let ports = json!([{"name": "none", "port": 1}, {"name": "router", "port": 2}]);
+            let slices = markers.iter().map(|(marker, router)| {
+                let name = format!("{MARKER}-{}", if marker.is_ipv4() { "4" } else { "6" });
+                slice(&name, MARKER, json!([{"name": "router", "port": 1}]), &[endpoint(*router, "router")])
+            });
+            let slices: Vec<Value> = slices.collect();
+            self.write(&slices)?;
+            self.write(&[service(MARKER, json!({"clusterIPs": ips, "ports": ports}))])?;
         }
         let off = self.lab.off()?;
         let on = self.lab.layout.with_role(Role::Host).filter(|node| !off.contains(&node.name));
@@ -114,11 +113,15 @@ impl Manifests {
         for host in hosts.filter(|host| host.proxy().process().is_some()) {
             // Others may have declared more meanwhile; the marker says so of all that came before it.
             wait_for(PROGRAMMED, || {
-                let last = SocketAddr::new(marker(*declared()), 1);
-                match host.asks(last, Protocol::Tcp, TOLD) {
-                    Answer::Refused => Ok(()),
-                    other => Err(format!("{last}: {other:?}")),
+                let markers = self.markers(*declared());
+                let ports = markers.iter().flat_map(|(marker, _)| [1, 2].map(|port| (*marker, port)));
+                for at in ports.map(SocketAddr::from) {
+                    match host.asks(at, Protocol::Tcp, TOLD) {
+                        Answer::Refused => {}
+                        other => return Err(format!("{at}: {other:?}")),
+                    }
                 }
+                Ok(())
             })
             .map_err(|timed_out| LabError::Late {
                 what: format!("{} has not programmed what was declared", host.name()),
@@ -127,6 +130,20 @@ impl Manifests {
             })?;
         }
         Ok(())
+    }
+
+    /// The addresses of the last service when it is declared for that time, and of its endpoints. They are
+    /// in corners of the space that no network of a lab uses (RFC 6598, RFC 4193).
+    fn markers(&self, number: u32) -> Vec<(IpAddr, IpAddr)> {
+        let [_, high, middle, low] = number.to_be_bytes();
+        let v4 = IpAddr::from(Ipv4Addr::new(100, 112 + (high & 15), middle, low));
+        let v6 = IpAddr::from(Ipv6Addr::from_bits((0xfd77_u128 << 112) + u128::from(number)));
+        let [router4, router6] = first_router();
+        match self.lab.spec.families {
+            Families::Both => vec![(v4, router4), (v6, router6)],
+            Families::V4 => vec![(v4, router4)],
+            Families::V6 => vec![(v6, router6)],
+        }
     }
 }
 

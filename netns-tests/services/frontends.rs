@@ -141,9 +141,7 @@ fn nobody_is_refused_and_elsewhere_is_dropped(case: &Case) -> Result<(), LabErro
                 _ => case.reaches_by_both(from, case.web(0), &["birch/one"]),
             }
             // What begins on a host or in its pods goes the short way, whatever the external policy.
-            if from == "ash" || external_policy == "Cluster" {
-                external.iter().for_each(|to| case.reaches(from, *to, Protocol::Tcp, &["birch/one"]));
-            }
+            external.iter().for_each(|to| case.reaches(from, *to, Protocol::Tcp, &["birch/one"]));
         }
         for to in external {
             match external_policy {

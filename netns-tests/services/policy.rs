@@ -75,7 +75,9 @@ fn external_local_shows_the_client(case: &Case) -> Result<(), LabError> {
     case.silent("outside", case.at("cedar", 0));
     case.silent("ash", case.at("cedar", 0));
     // From its own pods and from itself there are all of them.
-    case.each_reaches(&["cedar"], case.at("cedar", 0), &["ash/one", "birch/one"]);
+    case.each_reaches(&["cedar/two", "cedar"], case.at("cedar", 0), &["ash/one", "birch/one"]);
+    let (_, seen) = case.answered("cedar/two", case.at("cedar", 0), BOTH[0]);
+    assert_eq!(seen, case.address("cedar/two"), "a local pod is seen as it is");
     // The cluster address does not care.
     case.each_reaches(&["cedar/two", "cedar"], case.web(0), &["ash/one", "birch/one"]);
     Ok(())
