@@ -7,6 +7,7 @@
 mod affinity;
 mod basic;
 mod established;
+mod explained;
 mod frontends;
 mod policy;
 mod ports;
@@ -71,6 +72,7 @@ fn trials(scene: &Arc<OnceLock<Result<Scene, String>>>) -> Vec<Trial> {
         ("affinity", affinity::STORIES),
         ("udp", udp::STORIES),
         ("established", established::STORIES),
+        ("explained", explained::STORIES),
         ("stacks", stacks::STORIES),
     ];
     let stories = modules.iter().flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)));
