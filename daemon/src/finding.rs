@@ -1,7 +1,42 @@
 //! What a doctor says: how bad a thing is, what is so, why that matters, what to run. Plain data, the
 //! same for every daemon's doctor, so that they can be read together.
 
+use std::path::Path;
+use std::time::Duration;
+
 use serde::Serialize;
+
+use crate::health::{Condition, Report, State};
+use crate::http::Method;
+use crate::http::client::{Client, ClientError};
+use crate::log::chain;
+
+/// How a daemon of this host is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Daemon {
+    /// Nobody listens on its socket.
+    #[default]
+    Stopped,
+    /// It has an answer.
+    Answers(Vec<Condition>),
+    /// Its socket is there, and it does not answer.
+    Stuck(String),
+}
+
+impl Daemon {
+    /// Asks the daemon behind this socket how it is.
+    pub async fn ask(socket: &Path, patience: Duration) -> Self {
+        let client = Client::new(socket).timeout(patience);
+        match client.send(Method::GET, "/readyz?json", Vec::new()).await {
+            Ok(answer) => match serde_json::from_slice::<Report>(&answer.body) {
+                Ok(report) => Self::Answers(report.conditions),
+                Err(error) => Self::Stuck(format!("its answer is not understood: {error}")),
+            },
+            Err(ClientError::NotRunning { .. }) => Self::Stopped,
+            Err(error) => Self::Stuck(chain(&error)),
+        }
+    }
+}
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -48,6 +83,33 @@ impl Findings {
     /// Looked at, and as it should be.
     pub fn well(&mut self, title: impl Into<String>) {
         self.add::<&str>(Severity::Ok, title, "", &[]);
+    }
+
+    /// What a daemon says of itself: `who` as in "the daemon", and its systemd unit.
+    pub fn daemon(&mut self, who: &str, unit: &str, daemon: &Daemon) {
+        let log = [format!("journalctl -u {unit} -n 50")];
+        match daemon {
+            Daemon::Stopped => {
+                let why = "traffic goes on by what the kernel holds, but nothing follows changes or heals";
+                let fix = [format!("systemctl start {unit}")];
+                self.add(Severity::Warning, format!("{who} does not run"), why, &fix);
+            }
+            Daemon::Stuck(why) => self.add(Severity::Problem, format!("{who} does not answer"), why, &log),
+            Daemon::Answers(conditions) => {
+                let unwell: Vec<_> = conditions.iter().filter(|it| it.state != State::Ok).collect();
+                for condition in &unwell {
+                    let (severity, word) = match condition.state {
+                        State::NotReady => (Severity::Problem, "not ready"),
+                        _ => (Severity::Warning, "degraded"),
+                    };
+                    let title = format!("{who} says: {} {word}", condition.name);
+                    self.add(severity, title, condition.reason.clone(), &log);
+                }
+                if unwell.is_empty() {
+                    self.well(format!("{who} runs and is ready"));
+                }
+            }
+        }
     }
 
     /// How many there are so far.

@@ -4,6 +4,7 @@
 //! - [`model`]: Services, EndpointSlices and Nodes as small, validated, plain data;
 //! - [`manifests`]: a folder of YAML and JSON files as their source;
 //! - [`api`]: a Kubernetes API server as their source;
+//! - [`cleanup`]: takes every trace of the proxy off a host;
 //! - [`config`]: how a proxy is told what to do, in kube-proxy's words and ours;
 //! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
@@ -25,6 +26,7 @@
 pub mod api;
 pub mod around;
 pub mod backend;
+pub mod cleanup;
 pub mod config;
 pub mod explain;
 #[cfg(any(test, feature = "generators"))]

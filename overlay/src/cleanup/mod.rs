@@ -65,6 +65,15 @@ pub struct Running {
     sign: String,
 }
 
+/// Whether the daemon runs. It may start right after.
+///
+/// # Errors
+/// If it does.
+pub fn check(traces: &Traces) -> Result<(), Running> {
+    let network = traces.network.as_str();
+    refuse_if_running(traces, &traces.run_dir.join(network), &traces.state_dir.join(network)).map(drop)
+}
+
 /// Removes every trace of the network from this thread's network namespace and from the disk.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use weft_daemon::health::Condition;
+use weft_daemon::finding::Daemon;
 use weft_kernel::iptables::Iptables;
 use weft_kernel::net::{LinkName, Mac};
 use weft_kernel::nft::Table;
@@ -48,18 +48,6 @@ pub struct Facts {
     pub hosts: BTreeMap<Subnet, Host>,
     /// What could not be looked at, and why.
     pub unseen: Vec<String>,
-}
-
-/// The daemon on this host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Daemon {
-    /// Nobody listens on its socket.
-    #[default]
-    Stopped,
-    /// It has an answer.
-    Answers(Vec<Condition>),
-    /// Its socket is there, and it does not answer.
-    Stuck(String),
 }
 
 /// etcd, as seen from here.

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use weft_daemon::finding::{Finding, Findings, Severity};
-use weft_daemon::health::State;
 
-use super::facts::{Daemon, Echo, Facts, Host, StoreFact};
+use super::facts::{Echo, Facts, Host, StoreFact};
 use crate::backend;
 use crate::config::Backend;
 use crate::firewall::{self, forward};
@@ -19,7 +18,7 @@ const CLOCK_TOLERANCE_MS: u64 = 5_000;
 /// Judges everything; problems first.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Examined::default();
-    found.daemon(facts);
+    found.0.daemon("the daemon", "weft-overlay", &facts.daemon);
     found.store(facts);
     found.abilities(facts);
     if let Some(model) = &facts.model {
@@ -53,36 +52,6 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 struct Examined(Findings);
 
 impl Examined {
-    fn daemon(&mut self, facts: &Facts) {
-        const LOG: [&str; 1] = ["journalctl -u weft-overlay -n 50"];
-        match &facts.daemon {
-            Daemon::Stopped => {
-                let why = "traffic goes on by what the kernel holds, but nothing follows changes or heals";
-                self.0.add(
-                    Severity::Warning,
-                    "the daemon does not run",
-                    why,
-                    &["systemctl start weft-overlay"],
-                );
-            }
-            Daemon::Stuck(why) => self.0.add(Severity::Problem, "the daemon does not answer", why, &LOG),
-            Daemon::Answers(conditions) => {
-                let unwell = conditions.iter().filter(|condition| condition.state != State::Ok);
-                for condition in unwell.clone() {
-                    let (severity, word) = match condition.state {
-                        State::NotReady => (Severity::Problem, "not ready"),
-                        _ => (Severity::Warning, "degraded"),
-                    };
-                    let title = format!("the daemon says: {} {word}", condition.name);
-                    self.0.add(severity, title, condition.reason.clone(), &LOG);
-                }
-                if unwell.count() == 0 {
-                    self.0.well("the daemon runs and is ready");
-                }
-            }
-        }
-    }
-
     fn store(&mut self, facts: &Facts) {
         match &facts.store {
             StoreFact::NotAsked => {}

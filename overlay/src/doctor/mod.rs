@@ -9,6 +9,6 @@ mod findings;
 mod gather;
 pub mod responder;
 
-pub use facts::{Daemon, Echo, Facts, Host, StoreFact};
+pub use facts::{Echo, Facts, Host, StoreFact};
 pub use findings::findings;
 pub use gather::{Question, gather};

@@ -1,6 +1,7 @@
 //! A row for every finding: a healthy host with one thing wrong.
 
-use weft_daemon::health::Condition;
+use weft_daemon::finding::Daemon;
+use weft_daemon::health::{Condition, State};
 use weft_kernel::iptables::Iptables;
 use weft_kernel::net::Mac;
 

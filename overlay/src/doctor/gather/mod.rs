@@ -9,14 +9,13 @@ mod udp;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use weft_daemon::health::Report;
-use weft_daemon::http::Method;
-use weft_daemon::http::client::{Client, ClientError};
+use weft_daemon::finding::Daemon;
+use weft_daemon::http::client::Client;
 use weft_daemon::log::chain;
 use weft_kernel::net::{LinkKind, Rtnetlink, State};
 use weft_store::{ConnectOptions, Store};
 
-use super::facts::{Daemon, Facts, StoreFact};
+use super::facts::{Facts, StoreFact};
 use crate::attach::site::{Mode, Site};
 use crate::cache::Cache;
 use crate::cleanup::Traces;
@@ -55,14 +54,7 @@ pub async fn gather(question: &Question) -> Facts {
 async fn daemon(traces: &Traces, facts: &mut Facts) -> Option<Status> {
     let socket = traces.run_dir.join(traces.network.as_str()).join("overlay.sock");
     let client = Client::new(&socket).timeout(PATIENCE);
-    facts.daemon = match client.send(Method::GET, "/readyz?json", Vec::new()).await {
-        Ok(answer) => match serde_json::from_slice::<Report>(&answer.body) {
-            Ok(report) => Daemon::Answers(report.conditions),
-            Err(error) => Daemon::Stuck(format!("its answer is not understood: {error}")),
-        },
-        Err(ClientError::NotRunning { .. }) => Daemon::Stopped,
-        Err(error) => Daemon::Stuck(chain(&error)),
-    };
+    facts.daemon = Daemon::ask(&socket, PATIENCE).await;
     client.get_json("/peers").await.ok()
 }
 
