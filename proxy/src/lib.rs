@@ -6,6 +6,7 @@
 //! - [`api`]: a Kubernetes API server as their source;
 //! - [`cleanup`]: takes every trace of the proxy off a host;
 //! - [`config`]: how a proxy is told what to do, in kube-proxy's words and ours;
+//! - [`doctor`]: what is wrong with services on a host, and what to run;
 //! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
@@ -28,6 +29,7 @@ pub mod around;
 pub mod backend;
 pub mod cleanup;
 pub mod config;
+pub mod doctor;
 pub mod explain;
 #[cfg(any(test, feature = "generators"))]
 pub mod generators;

@@ -8,7 +8,7 @@ use crate::host::Observed;
 use crate::model::{Family, family_of};
 
 /// RT_TABLE_MAIN (include/uapi/linux/rtnetlink.h).
-pub(super) const MAIN_TABLE: u32 = 254;
+pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// What the kernel says of a host, as far as services care.
 pub fn observed(state: &State) -> Observed {

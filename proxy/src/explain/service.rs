@@ -1,6 +1,7 @@
 //! What is programmed for each service: frontends, who gets which endpoints, what is refused. From the
 //! plan, so it is what the kernel is told.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,12 @@ use crate::plan::{self, Claims, Frontend, NodePortScope, Path, PortPlan, Treatme
 pub struct Overview {
     /// The host's Node.
     pub node: String,
+    /// Whether a Node of that name is declared.
+    pub is_declared: bool,
+    /// Whether any endpoint is said to be on it.
+    pub has_endpoints: bool,
+    /// Some of the other nodes that endpoints are on.
+    pub other_nodes: Vec<String>,
     /// In which mode.
     pub mode: String,
     /// How local pods are told from others.
@@ -115,13 +122,34 @@ pub fn overview(
     wanted: impl Fn(&ServiceName) -> bool,
 ) -> Overview {
     let names = model.declared().map(|(name, _)| name).filter(|name| wanted(name));
+    let (has_endpoints, other_nodes) = nodes(model, host);
     Overview {
         node: host.node.to_string(),
+        is_declared: model.node(&host.node).is_some(),
+        has_endpoints,
+        other_nodes,
         mode: mode.to_owned(),
         local_pods: local_pods(&host.local_pods),
         node_ports: Family::ALL.iter().flat_map(|family| node_port_places(host, *family)).collect(),
         services: names.map(|name| report(model, claims, host, name)).collect(),
     }
+}
+
+/// Whether endpoints are on this host's node, and some of the other nodes that they are on.
+fn nodes(model: &Model, host: &Host) -> (bool, Vec<String>) {
+    const SOME: usize = 8;
+    let mut others = BTreeSet::new();
+    let mut here = false;
+    for (name, _) in model.declared() {
+        for endpoint in model.slices_of(name).flat_map(|(_, slice)| &slice.endpoints) {
+            match &endpoint.node {
+                Some(node) if *node == host.node => here = true,
+                Some(node) if others.len() < SOME => drop(others.insert(node.to_string())),
+                _ => {}
+            }
+        }
+    }
+    (here, others.into_iter().collect())
 }
 
 /// What this host programs for one service.

@@ -135,6 +135,8 @@ shop/web:http tcp, IPv4: at random
 shop/web: load balancers ask for endpoints of this host at port 30999
 ";
     assert_eq!(words::overview(&all), expected);
+    assert!(!all.is_declared && all.has_endpoints);
+    assert_eq!(all.other_nodes, ["birch"]);
     let json = serde_json::to_string(&all).unwrap();
     assert_eq!(serde_json::from_str::<Overview>(&json).unwrap(), all);
     let one = overview(&model, &claims, &host, "iptables", |name| &*name.name == "quiet");

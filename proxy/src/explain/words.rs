@@ -12,7 +12,7 @@ const NAMED: usize = 8;
 
 /// Everything that a host programs: what `weft proxy --dry-run` prints.
 pub fn overview(of: &Overview) -> String {
-    let Overview { node, mode, local_pods, node_ports, services } = of;
+    let Overview { node, mode, local_pods, node_ports, services, .. } = of;
     let places = if node_ports.is_empty() { "nowhere".to_owned() } else { node_ports.join(", ") };
     let mut text = format!("node {node}, mode {mode}\nlocal pods: {local_pods}\nnode ports at: {places}\n");
     for service in services {

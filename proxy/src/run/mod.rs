@@ -34,6 +34,7 @@ use crate::around::flows;
 use crate::around::network::Network;
 use crate::around::release::{self, TooOld};
 use crate::backend::{Backend, BackendError, Doubt};
+use crate::cleanup::base_chains;
 use crate::config::Mode;
 use crate::health::pulse::Pulse;
 use crate::health::{self, Served};
@@ -117,7 +118,10 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
             release::check()?;
             Box::new(Nftables::open()?)
         }
-        Mode::Iptables => Box::new(Iptables::open()?),
+        Mode::Iptables => {
+            base_chains::remember(&options.proxy_state_dir());
+            Box::new(Iptables::open()?)
+        }
     };
     backend.watch(doubt.clone())?;
     let (network, observed) = Network::open(options.service_cidrs.clone()).await?;

@@ -31,7 +31,7 @@ pub struct Args {
 
 /// What a daemon makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Part {
+pub(super) enum Part {
     /// A network of pods.
     Overlay,
     /// Services.

@@ -1,20 +1,23 @@
-//! `weft doctor`: what is wrong with this host's network, and what to run.
+//! `weft doctor`: what is wrong with this host's network and services, and what to run.
 
 use std::process::ExitCode;
 
 use weft_daemon::finding::{Finding, Severity};
+use weft_overlay::cleanup::Traces;
 use weft_overlay::doctor::{Question, findings, gather};
 use weft_overlay::key::Prefix;
+use weft_proxy::doctor as proxy;
 
-use super::cleanup::Here;
+use super::cleanup::{Here, Part};
 use super::error::{CliError, FAILED};
 use super::etcd::{self, EtcdArgs};
 use super::output::{Form, OutputArgs, colours, print};
 
-/// Look for what is wrong with the overlay on this host, and say what to run
+/// Look for what is wrong with pods' network and services on this host, and say what to run
 ///
-/// Asks the daemon, the kernel, other firewalls and the other hosts (echo requests past the tunnel and
-/// through it, small and large, and UDP through it). Changes nothing. Needs root.
+/// Asks the daemons, the kernel, other firewalls and the other hosts (echo requests past the tunnel and
+/// through it, small and large, and UDP through it). What does not run here and has left nothing is not
+/// looked at. Changes nothing. Needs root.
 ///
 /// Exits with 1 if there is a problem, so that a script can ask.
 #[derive(clap::Args)]
@@ -22,6 +25,9 @@ use super::output::{Form, OutputArgs, colours, print};
 pub struct Args {
     #[command(flatten)]
     here: Here,
+    /// Look only at what `weft overlay` does, or only at what `weft proxy` does
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Option<Part>,
     #[command(flatten)]
     output: OutputArgs,
     /// Ask etcd from here even while the daemon runs
@@ -44,13 +50,31 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     // Looking blocks, which needs a runtime with more than one thread.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let found = findings(&runtime.block_on(gather(&question)));
+    let services = proxy::findings(&runtime.block_on(proxy::gather(&question.traces.run_dir)));
+    let overlay = match args.only {
+        Some(only) => only == Part::Overlay,
+        // Where only a proxy is, nobody misses an overlay.
+        None => services.is_empty() || has_overlay(&question.traces),
+    };
+    let mut found = if overlay { findings(&runtime.block_on(gather(&question))) } else { Vec::new() };
+    if args.only != Some(Part::Overlay) {
+        found.extend(services);
+    }
+    if found.is_empty() {
+        eprintln!("no proxy runs on this host, and none has left anything");
+    }
     match args.output.output {
         Form::Json => print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?,
         Form::Table => print(&report(&found, colours(&std::io::stdout())))?,
     }
     let sound = found.iter().all(|finding| finding.severity != Severity::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Whether the overlay's daemon has been here.
+fn has_overlay(traces: &Traces) -> bool {
+    let network = traces.network.as_str();
+    [&traces.run_dir, &traces.state_dir].into_iter().any(|dir| dir.join(network).exists())
 }
 
 /// Grouped, the worst first; closes with how many there are of each.

@@ -3,6 +3,8 @@
 //! Everything is tried, whatever fails, and all of it told. The state directory goes last, and only when
 //! all else has gone: it holds what settings were, which a second try needs.
 
+pub(crate) mod base_chains;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -58,7 +60,7 @@ pub fn cleanup(traces: &Traces) -> Result<Report, Running> {
     let _lock = refuse_if_running(&run, &state)?;
     let mut report = Report::default();
     report.remove_dir(&run);
-    rules(&mut report);
+    rules(&state, &mut report);
     let undone = network::undo(&state);
     report.counted(undone.routes, "route", "");
     report.counted(undone.settings, "kernel setting", ", put back");
@@ -91,7 +93,7 @@ fn refuse_if_running(run: &Path, state: &Path) -> Result<Option<Flock<File>>, Ru
 }
 
 /// Both modes': the one before may have left something when it was killed.
-fn rules(report: &mut Report) {
+fn rules(state: &Path, report: &mut Report) {
     match nftables::remove() {
         Ok(true) => report.removed.push(format!("nftables table {}", nftables::table_key())),
         Ok(false) => {}
@@ -100,6 +102,10 @@ fn rules(report: &mut Report) {
     match iptables::remove() {
         Ok(chains) => report.counted(chains, "iptables chain", ""),
         Err(error) => report.failed.push(chain(&error)),
+    }
+    match base_chains::forget(state) {
+        Ok(count) => report.counted(count, "empty iptables chain", ""),
+        Err(error) => report.failed.push(error),
     }
 }
 
