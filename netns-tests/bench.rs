@@ -72,27 +72,30 @@ impl Drop for Bench {
     }
 }
 
-/// A hundred services, programmed by weft and in kube-proxy's layout: first packets come through both,
+/// A hundred services, programmed by weft in both modes and in kube-proxy's layout: first packets come
+/// through all,
 /// and every figure of the programming is there.
 #[test]
 fn a_small_bench_measures_all_it_promises_and_leaves_nothing() {
-    let paths = "nftables,kube-proxy-layout";
+    let paths = "nftables,iptables,kube-proxy-layout";
     let mut bench = Bench::start(&["--only", paths, "--regime", "first,control", "--up-to", "100"]);
     let (code, report) = bench.end();
     assert_eq!(code, Some(0), "{}", bench.said());
     assert_eq!(report["bench"], "proxy");
     let mut expected = vec![];
-    for path in ["nftables", "kube-proxy-layout"] {
+    for path in ["nftables", "iptables", "kube-proxy-layout"] {
         expected.extend(["first_p50_us", "first_p99_us"].map(|metric| format!("default {path} {metric} 5")));
         expected.extend(
             ["program_all_ms", "change_p50_ms", "change_p99_ms"]
                 .map(|metric| format!("control {path} {metric} 1")),
         );
     }
-    expected.extend(
-        ["start_ms", "restart_ms", "write_to_kernel_p50_ms", "rss_mb", "idle_cpu_percent"]
-            .map(|metric| format!("control nftables {metric} 1")),
-    );
+    for path in ["nftables", "iptables"] {
+        expected.extend(
+            ["start_ms", "restart_ms", "write_to_kernel_p50_ms", "rss_mb", "idle_cpu_percent"]
+                .map(|metric| format!("control {path} {metric} 1")),
+        );
+    }
     let mut measured: Vec<String> = vec![];
     for series in report["results"].as_array().unwrap() {
         let samples = series["samples"].as_array().unwrap();
