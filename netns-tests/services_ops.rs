@@ -11,12 +11,21 @@ use weft_lab::{Host, Lab, LabError, Output, within};
 const SOON: Duration = Duration::from_secs(30);
 const WEFT: &str = env!("CARGO_BIN_EXE_weft");
 
-/// A firewall as Docker leaves it, tables and settings of the user's.
-const FOREIGN: &str = "for set in iptables-nft ip6tables-nft; do
-        $set -P FORWARD DROP; $set -t nat -A POSTROUTING -j RETURN; $set -A INPUT -j ACCEPT
-    done
-    nft add table inet own; nft add table ip kube; ip route add 198.51.100.0/24 dev eth0
-    sysctl -qw net.ipv4.conf.eth0.forwarding=1 net.netfilter.nf_conntrack_udp_timeout=77";
+/// A firewall as Docker leaves it with these of iptables' programs, tables and settings of the user's.
+fn foreign(programs: &str) -> String {
+    format!(
+        "for set in iptables-{programs} ip6tables-{programs}; do
+            $set -P FORWARD DROP; $set -t nat -A POSTROUTING -j RETURN; $set -A INPUT -j ACCEPT
+        done
+        nft add table inet own; nft add table ip kube; ip route add 198.51.100.0/24 dev eth0
+        sysctl -qw net.ipv4.conf.eth0.forwarding=1 net.netfilter.nf_conntrack_udp_timeout=77 \
+            net.netfilter.nf_conntrack_tcp_timeout_close_wait=78 net.ipv6.conf.eth0.forwarding=1"
+    )
+}
+
+/// Settings beside those that a proxy makes unasked.
+const WISHES: [&str; 3] =
+    ["--conntrack-udp-timeout=40s", "--conntrack-accounting", "--conntrack-tcp-be-liberal"];
 
 /// All that a host holds, as far as a proxy could have changed it.
 const DUMP: &str = "ip -d link; ip address; ip route show table all; ip -6 route show table all
@@ -71,22 +80,36 @@ fn objects(lab: &Lab) -> Result<(), LabError> {
     lab.manifests().write(&[web, late, slice("web-1", "web", ports, &ends)])
 }
 
-fn a_clean_host(story: &str, mode: &str) -> Result<(), LabError> {
+fn a_clean_host(story: &str, mode: &str, programs: &str) -> Result<(), LabError> {
     let lab = Lab::new(story).weft(WEFT).hosts(["ash"]).etcd_members(0).without_daemons();
     let places = "--nodeport-addresses=primary,localhost";
-    let mode = format!("--mode={mode}");
-    let lab = lab.proxies([mode.as_str(), places, "--service-cidrs=10.96.0.0/16,fd96::/64"]).up()?;
+    let other = if mode == "iptables" { "--mode=nftables" } else { "--mode=iptables" };
+    let chosen = format!("--mode={mode}");
+    let args = [chosen.as_str(), places, "--service-cidrs=10.96.0.0/16,fd96::/64"];
+    let lab = lab.proxies(args.into_iter().chain(WISHES)).up()?;
     let ash = lab.host("ash");
-    ash.run(FOREIGN).ok()?;
+    ash.run(&foreign(programs)).ok()?;
     objects(&lab)?;
     within(SOON, || ash.run("! ip address | grep tentative").ok());
     let before = ash.run(DUMP).ok()?;
-    // However it ends: by itself, or not.
+    // However it ends: by itself, or not, and whatever it did before.
     for kill in [false, true] {
+        if kill {
+            ash.proxy().launch_with(&[other])?;
+            ash.proxy().wait_until_ready(SOON)?;
+            ash.proxy().kill()?;
+        }
         ash.proxy().start()?;
         within(SOON, || ash.proxy().as_planned());
-        assert_ne!(ash.run(DUMP).ok()?, before);
+        // Settings are made beside the rules.
+        within(SOON, || match ash.proxy().api("/readyz?verbose") {
+            Ok(said) if said.body.contains("settings ok") => Ok(()),
+            said => Err(format!("{said:?}")),
+        });
         let held = ash.run(DUMP).ok()?;
+        assert_ne!(held, before);
+        let chains = ash.run(&format!("iptables-{programs}-save | grep -c ^:WEFT- || true")).ok()?;
+        assert_eq!(mode == "iptables", chains.trim() != "0", "{chains}");
         let refused = on_disk(&ash, "cleanup", &[]);
         assert!(!refused.success() && refused.stderr.contains("`weft proxy` runs"), "{refused:?}");
         assert_same(&held, &ash.run(DUMP).ok()?);
@@ -108,12 +131,17 @@ fn a_clean_host(story: &str, mode: &str) -> Result<(), LabError> {
 
 #[test]
 fn cleanup_after_nftables_leaves_the_host_as_it_was() -> Result<(), LabError> {
-    a_clean_host("ops-clean-nft", "nftables")
+    a_clean_host("ops-clean-nft", "nftables", "nft")
 }
 
 #[test]
 fn cleanup_after_iptables_leaves_the_host_as_it_was() -> Result<(), LabError> {
-    a_clean_host("ops-clean-ipt", "iptables")
+    a_clean_host("ops-clean-ipt", "iptables", "nft")
+}
+
+#[test]
+fn cleanup_after_iptables_legacy_leaves_the_host_as_it_was() -> Result<(), LabError> {
+    a_clean_host("ops-clean-legacy", "iptables", "legacy")
 }
 
 #[test]
