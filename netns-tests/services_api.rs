@@ -43,19 +43,48 @@ impl Scene {
     }
 
     fn start(&mut self) -> Result<(), LabError> {
+        let kubeconfig = self.kubeconfig();
+        let args =
+            [["weft", "proxy", kubeconfig.as_str()].map(str::to_owned).to_vec(), self.flags()].concat();
+        self.proxy = Some(self.host.spawn(&args)?);
+        Ok(())
+    }
+
+    fn kubeconfig(&self) -> String {
         let file = self.host.run_dir().join("kubeconfig");
         std::fs::create_dir_all(self.host.run_dir()).expect("a directory");
         std::fs::write(&file, self.api.kubeconfig()).expect("a file");
-        let args = [
-            "weft".to_owned(),
-            "proxy".into(),
-            format!("--kubeconfig={}", file.display()),
+        format!("--kubeconfig={}", file.display())
+    }
+
+    fn flags(&self) -> Vec<String> {
+        vec![
             "--node-name=ash".into(),
             format!("--run-dir={}", self.host.run_dir().display()),
             format!("--state-dir={}", self.host.state_dir().display()),
             // Everything is logged, so that a secret would be.
             "--v=10".into(),
-        ];
+        ]
+    }
+
+    /// As in a pod of the host's network, which finds the API and its service account where kubelet
+    /// puts them.
+    fn start_in_pod(&mut self) -> Result<(), LabError> {
+        let account = self.host.run_dir().join("account");
+        self.api.service_account(&account);
+        let at = self.api.address();
+        let into_pod = format!(
+            "mount -t tmpfs pod /run && mkdir -p /run/secrets/kubernetes.io
+            mkdir /run/secrets/kubernetes.io/serviceaccount
+            mount --bind {} /run/secrets/kubernetes.io/serviceaccount
+            export KUBERNETES_SERVICE_HOST={} KUBERNETES_SERVICE_PORT={}
+            exec weft proxy \"$@\"",
+            account.display(),
+            at.ip(),
+            at.port()
+        );
+        let shell = ["unshare", "--mount", "sh", "-ec", into_pod.as_str(), "sh"];
+        let args = [shell.map(str::to_owned).to_vec(), self.flags()].concat();
         self.proxy = Some(self.host.spawn(&args)?);
         Ok(())
     }
@@ -174,5 +203,44 @@ fn an_api_that_is_away_costs_only_news() -> Result<(), LabError> {
     let log = scene.log();
     assert!(log.lines().count() > 10, "{log}");
     assert!(!log.contains("test-token-that-nobody-may-log"), "{log}");
+    Ok(())
+}
+
+/// Without `--kubeconfig`, the service account of the pod that it runs in is used, and a token that
+/// kubelet exchanges is taken up.
+#[test]
+fn in_a_pod_the_service_account_opens_the_door() -> Result<(), LabError> {
+    let mut scene = Scene::new("services-pod", Security::Token)?;
+    let (one, two) = (scene.host.server_at(0, "one")?, scene.host.server_at(0, "two")?);
+    scene.leads_to(&one);
+    scene.start_in_pod()?;
+    scene.ready(|status, _| status == 200);
+    assert_eq!(scene.who(), "one");
+
+    scene.api.set_token("another-that-nobody-may-log");
+    scene.api.cut();
+    scene.ready(|status, body| status == 200 && body.contains("source degraded: cannot read "));
+    scene.api.service_account(&scene.host.run_dir().join("account"));
+    let revision = scene.leads_to(&two);
+    scene.ready(|status, body| status == 200 && body.contains("source ok"));
+    assert_eq!(scene.programmed(&format!("slices={revision}&timeout=8"))["reached"], true);
+    assert_eq!(scene.who(), "two");
+    let log = scene.log();
+    assert!(!log.contains("that-nobody-may-log"), "{log}");
+    Ok(())
+}
+
+/// It tells what is declared, or that it cannot, and does not wait for better times.
+#[test]
+fn a_dry_run_is_of_everything_or_an_error() -> Result<(), LabError> {
+    let scene = Scene::new("services-dry", Security::Certificate)?;
+    let kubeconfig = scene.kubeconfig();
+    let dry = || scene.host.run_args(&["weft", "proxy", &kubeconfig, "--node-name=ash", "--dry-run"]);
+    let said = dry().ok()?;
+    assert!(said.contains("shop/web") && said.contains("10.96.0.10:80"), "{said}");
+    scene.api.next(std::iter::repeat_n(Fault::Answer(503, b"away".to_vec()), 12));
+    let refused = dry();
+    assert!(!refused.success() && refused.stdout.is_empty(), "{refused:?}");
+    assert!(refused.stderr.starts_with("error: cannot read "), "{refused:?}");
     Ok(())
 }

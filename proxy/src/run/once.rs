@@ -49,6 +49,10 @@ async fn collect(source: &mut impl Source, world: &mut World) -> Result<Vec<Sour
                 if update.complete {
                     return Ok(problems);
                 }
+                // Half of it would be an answer about another cluster; who asks can ask again.
+                if let Some(why) = update.away {
+                    return Err(RunError::Away(why));
+                }
             }
             News::Away(why) => return Err(RunError::Away(why)),
         }

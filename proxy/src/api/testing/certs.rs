@@ -4,12 +4,13 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 
 use super::Security;
 
-/// The name in the server's certificate. Its address may be any, so clients are told to expect this.
+/// The name in the server's certificate, beside its address: of a kubeconfig's clients this is expected.
 const SERVER: &str = "weft-test-api";
 
 /// A CA and what it signed.
@@ -30,20 +31,25 @@ struct Signed {
 }
 
 impl Certs {
-    pub(super) fn new() -> Self {
+    /// For a server at that address.
+    pub(super) fn new(address: IpAddr) -> Self {
         let mut params = CertificateParams::new([]).expect("no names");
         params.distinguished_name.push(DnType::CommonName, "weft test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let ca = CertifiedIssuer::self_signed(params, key).expect("a CA");
-        let signed = |name: &str| {
+        let signed = |names: &[String]| {
             let key = KeyPair::generate().expect("a key");
-            let mut params = CertificateParams::new([name.to_owned()]).expect("a good name");
-            params.distinguished_name.push(DnType::CommonName, name);
+            let mut params = CertificateParams::new(names).expect("good names");
+            params.distinguished_name.push(DnType::CommonName, &names[0]);
             let cert = params.signed_by(&key, &ca).expect("a certificate");
             Signed { cert: Pem(cert.pem(), cert.der().clone()), key }
         };
-        Self { server: signed(SERVER), client: signed("proxy"), ca: Pem(ca.pem(), ca.der().clone()) }
+        Self {
+            server: signed(&[SERVER.to_owned(), address.to_string()]),
+            client: signed(&["proxy".to_owned()]),
+            ca: Pem(ca.pem(), ca.der().clone()),
+        }
     }
 
     pub(super) fn acceptor(&self, security: Security) -> TlsAcceptor {
@@ -62,6 +68,11 @@ impl Certs {
         let config =
             builder.with_single_cert(vec![self.server.cert.1.clone()], key).expect("our certificate");
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// The CA's certificate.
+    pub(super) fn ca(&self) -> &str {
+        &self.ca.0
     }
 
     /// What a kubeconfig says of the cluster.

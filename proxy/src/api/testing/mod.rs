@@ -10,6 +10,7 @@ mod serve;
 mod store;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -99,7 +100,7 @@ impl Server {
     pub fn on(listener: TcpListener, security: Security) -> Self {
         let address = listener.local_addr().expect("a socket that listens has an address");
         listener.set_nonblocking(true).expect("a socket of ours");
-        let certs = (security != Security::None).then(Certs::new);
+        let certs = (security != Security::None).then(|| Certs::new(address.ip()));
         let state = State {
             store: Store::new(),
             faults: Vec::new(),
@@ -150,6 +151,21 @@ impl Server {
              contexts:\n- name: test\n  context: {{cluster: test, user: proxy}}\n",
             self.address
         )
+    }
+
+    /// Writes into a directory what a pod finds of its service account there.
+    ///
+    /// # Panics
+    /// When it cannot be written, or this server wants no token.
+    pub fn service_account(&self, dir: &Path) {
+        let certs = self.certs.as_ref().filter(|_| self.security == Security::Token);
+        let ca = certs.expect("a server that wants a token").ca().to_owned();
+        std::fs::create_dir_all(dir).expect("a directory");
+        for (name, text) in
+            [("token", self.lock().token.clone()), ("ca.crt", ca), ("namespace", "kube-system".to_owned())]
+        {
+            std::fs::write(dir.join(name), text).expect("a file");
+        }
     }
 
     /// From now on only this token is good.
