@@ -1,12 +1,14 @@
-//! Connection tracking on a real kernel: flows are listed as they are, and one is forgotten alone.
+//! Connection tracking on a real kernel: flows are listed as they are, one is forgotten alone, and the
+//! ends of flows are told with what they carried.
 //!
 //! Each test runs in a network namespace of its own. Needs root.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use weft_kernel::conntrack::{Conntrack, Flow, Protocol, Tuple};
+use weft_kernel::conntrack::{Carried, Conntrack, Counted, Ending, Endings, Flow, Protocol, Tuple, Waiting};
 
 /// Runs a test in a fresh network namespace with a loopback that is up and tracked, on a thread that
 /// ends with it.
@@ -79,5 +81,98 @@ fn flows_are_listed_and_forgotten_one_by_one() {
             let left: Vec<Flow> = seen.iter().filter(|flow| *flow != gone).copied().collect();
             assert_eq!(flows(&mut conntrack, Protocol::Udp, ipv6), left);
         }
+    });
+}
+
+/// Every flow, in order.
+fn pieces(conntrack: &mut Conntrack) -> Vec<Flow> {
+    let mut flows = Vec::new();
+    conntrack.pieces(|piece| flows.extend(piece)).unwrap();
+    flows.sort();
+    flows
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Returns when there may be something to read; fails if nothing comes.
+async fn something(waiting: &Waiting) {
+    tokio::time::timeout(Duration::from_secs(30), waiting.something()).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_flow_says_what_it_carried_while_it_lives_and_when_it_ends() {
+    in_namespace(|| {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let mut endings = Endings::open().unwrap();
+        let waiting = endings.waiting();
+        let server = UdpSocket::bind("127.0.0.1:5353").unwrap();
+        let service: SocketAddr = "127.0.0.7:53".parse().unwrap();
+        let before = send(&server, "127.0.0.1:0".parse().unwrap(), "127.0.0.7:53");
+        run("sysctl -qw net.netfilter.nf_conntrack_acct=1");
+        let six = UdpSocket::bind("[::1]:5353").unwrap();
+        let other = send(&six, "[::1]:0".parse().unwrap(), "[::1]:53");
+
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut buffer = [0; 2000];
+        for size in [10, 20, 30] {
+            client.send_to(&buffer[..size], service).unwrap();
+            let (_, from) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(&buffer[..1000], from).unwrap();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (1000, service));
+        }
+        // IPv4's header has 20 bytes (RFC 791), IPv6's 40 (RFC 8200), UDP's 8 (RFC 768).
+        let carried = Carried {
+            original: Counted { packets: 3, bytes: 3 * 28 + 60 },
+            reply: Counted { packets: 3, bytes: 3 * 1028 },
+        };
+        let once = Carried { original: Counted { packets: 1, bytes: 49 }, reply: Counted::default() };
+        let from = client.local_addr().unwrap();
+        let mut conntrack = Conntrack::open().unwrap();
+        let flows = pieces(&mut conntrack);
+        let of = |client: SocketAddr| flows.iter().find(|flow| flow.original.source == client).unwrap();
+        assert_eq!(flows.len(), 3, "both families at once: {flows:?}");
+        assert_eq!(of(from).carried, carried);
+        assert_eq!(of(other).carried, once);
+        assert_eq!(of(before).carried, Carried::default(), "it began before anything was counted");
+
+        assert_eq!(endings.try_next().unwrap(), None, "all of them live");
+        for client in [from, other, before] {
+            assert!(conntrack.delete(of(client)).unwrap());
+            runtime.block_on(something(&waiting));
+            assert_eq!(endings.try_next().unwrap(), Some(Ending::Flow(*of(client))));
+            assert_eq!(endings.try_next().unwrap(), None);
+        }
+    });
+}
+
+#[test]
+fn who_reads_too_slowly_is_told_so() {
+    in_namespace(|| {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let mut endings = Endings::with_space(4096).unwrap();
+        let server = UdpSocket::bind("127.0.0.1:5353").unwrap();
+        let mut conntrack = Conntrack::open().unwrap();
+        let mut forget = |count: usize| {
+            for _ in 0..count {
+                send(&server, "127.0.0.1:0".parse().unwrap(), "127.0.0.7:53");
+            }
+            let flows = pieces(&mut conntrack);
+            flows.iter().for_each(|flow| assert!(conntrack.delete(flow).unwrap()));
+            flows.len()
+        };
+        let ended = forget(100);
+        let mut heard = Vec::new();
+        while let Some(ending) = endings.try_next().unwrap() {
+            heard.push(ending);
+        }
+        assert_eq!(ended, 100);
+        assert!(heard.contains(&Ending::Lost) && heard.len() < ended, "{heard:?}");
+        // And it goes on.
+        assert_eq!(forget(1), 1);
+        assert!(matches!(endings.try_next().unwrap(), Some(Ending::Flow(_))));
     });
 }

@@ -136,7 +136,7 @@ impl Answering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_kernel::conntrack::{Counted, Tuple};
+    use weft_kernel::conntrack::{Carried, Tuple};
 
     fn addr(raw: &str) -> SocketAddr {
         raw.parse().unwrap()
@@ -172,7 +172,7 @@ mod tests {
             reply: Tuple { source: addr(answers), destination: client },
             id: 1,
             zone: 0,
-            counted: Counted::default(),
+            carried: Carried::default(),
         }
     }
 
