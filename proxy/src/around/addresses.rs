@@ -56,7 +56,8 @@ fn best(state: &State, link: &LinkName, family: Family) -> Option<IpAddr> {
     global.min_by_key(|address| passing(address)).map(|address| address.network.ip())
 }
 
-fn is_global(address: IpAddr) -> bool {
+/// Whether it is an address that others may know.
+pub(crate) fn is_global(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -72,14 +73,14 @@ fn is_made_up(link: &Link) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use weft_kernel::net::{LinkKind, RouteKey};
 
     use super::*;
 
     /// A host with these addresses (`eth0 192.0.2.1/24`); its links are what their names say, and their
     /// numbers are in the order of their first mention.
-    pub(in crate::around) fn host(addresses: &[&str]) -> State {
+    pub(crate) fn host(addresses: &[&str]) -> State {
         let mut state = State::default();
         for text in addresses {
             let (link, network) = text.split_once(' ').unwrap();

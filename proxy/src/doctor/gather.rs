@@ -1,6 +1,6 @@
 //! Looking: every look is short, stands alone, and leaves a word in [`Facts::unseen`] when it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use weft_daemon::finding::Daemon;
 use weft_daemon::http::client::Client;
 use weft_daemon::log::chain;
 use weft_kernel::iptables::programs;
-use weft_kernel::net::Rtnetlink;
+use weft_kernel::net::{LinkName, Rtnetlink, State};
 use weft_kernel::nft::Nft;
 use weft_kernel::sysctl::Sysctl;
 
 use super::facts::{Facts, Listener};
-use crate::around::addresses::MAIN_TABLE;
+use crate::around::addresses::{MAIN_TABLE, is_global};
 use crate::model::Protocol;
 use crate::nftables;
 
@@ -89,12 +89,19 @@ fn network(facts: &mut Facts) {
         Ok(state) => state,
         Err(error) => return facts.unseen.push(format!("links and routes: {}", chain(&error))),
     };
-    let up = state.links.values().filter(|link| link.up && link.name.as_str() != "lo");
-    // Pods' links are many, and their packets are the overlay's matter.
-    let outside = up.filter(|link| state.addresses.iter().any(|address| address.link == link.name));
-    facts.links = outside.map(|link| link.name.to_string()).collect();
+    facts.links = outside(&state);
     let main = state.routes.values().filter(|route| route.key.table == MAIN_TABLE);
     facts.routes = main.map(|route| route.key.dst).collect();
+}
+
+/// The links that lead out. Those of pods are many, and their packets are the overlay's matter: they have
+/// link-local addresses at most.
+fn outside(state: &State) -> BTreeSet<String> {
+    let known = state.addresses.iter().filter(|address| is_global(address.network.ip()));
+    let linked: BTreeSet<&LinkName> = known.map(|address| &address.link).collect();
+    let up = state.links.values().filter(|link| link.up && link.name.as_str() != "lo");
+    let outside = up.filter(|link| linked.contains(&link.name));
+    outside.map(|link| link.name.to_string()).collect()
 }
 
 fn settings(facts: &mut Facts) {
@@ -184,6 +191,22 @@ fn processes() -> BTreeMap<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::around::addresses::tests::host;
+
+    #[test]
+    fn pods_links_do_not_lead_out() {
+        let mut state = host(&[
+            "lo 127.0.0.1/8",
+            "lo 203.0.113.1/32",
+            "eth0 192.0.2.1/24",
+            "eth0 fe80::1/64",
+            "pod 169.254.1.1/32",
+            "pod fe80::2/64",
+            "gone 198.51.100.1/24",
+        ]);
+        state.links.get_mut(&"gone".parse::<LinkName>().unwrap()).unwrap().up = false;
+        assert_eq!(outside(&state), ["eth0".to_owned()].into());
+    }
 
     #[test]
     fn who_listens_is_read_from_the_kernels_list() {

@@ -42,16 +42,16 @@ pub(super) enum Part {
 #[derive(Debug, clap::Args)]
 pub(super) struct Here {
     /// What the network is called on this host
-    #[arg(long, value_name = "NAME", default_value = "weft", value_parser = own::<NetworkName>)]
+    #[arg(long, value_name = "NAME", default_value = "weft", env = "WEFT_NETWORK", value_parser = own::<NetworkName>)]
     network: NetworkName,
     /// Where the daemon's socket is
-    #[arg(long, value_name = "DIR", default_value = "/run/weft")]
+    #[arg(long, value_name = "DIR", default_value = "/run/weft", env = "WEFT_RUN_DIR")]
     run_dir: PathBuf,
     /// What outlives a reboot
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weft", env = "WEFT_STATE_DIR")]
     state_dir: PathBuf,
     /// Where the host's subnet is written for other programs
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", env = "WEFT_SUBNET_FILE")]
     subnet_file: PathBuf,
 }
 
