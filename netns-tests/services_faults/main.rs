@@ -2,6 +2,8 @@
 //! and other services that come and go. Kept connections go on, and no new one fails where an endpoint
 //! was ready.
 
+mod from_kube_proxy;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
