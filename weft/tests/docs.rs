@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory as _};
 use weft::cli::Cli;
+use weft_proxy::config::unused::{Effect, UNUSED};
 
 /// Variables that are no flag: the log's filter, the lab's own, and the soak's.
 const VARIABLES: [&str; 6] =
@@ -48,7 +49,10 @@ fn command(code: &str) -> Option<Vec<&str>> {
 }
 
 fn flags(command: &Command, found: &mut BTreeSet<String>) {
-    found.extend(command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned));
+    for argument in command.get_arguments() {
+        found.extend(argument.get_long().map(str::to_owned));
+        found.extend(argument.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned));
+    }
     command.get_subcommands().for_each(|below| flags(below, found));
 }
 
@@ -87,12 +91,41 @@ fn flags_and_variables_in_the_documents_exist() {
             assert!(exists, "{path}: there is no {flag}");
         }
         for word in text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')) {
-            let Some(name) = word.strip_prefix("WEFT_").or(word.strip_prefix("FLANNELD_")) else { continue };
+            let prefixes = ["WEFT_PROXY_", "WEFT_", "FLANNELD_"];
+            let Some(name) = prefixes.iter().find_map(|prefix| word.strip_prefix(prefix)) else { continue };
             // `WEFT_*` and `WEFT_ETCD_*` name several.
             let several = name.is_empty() || name.ends_with('_');
             let flag = |variable: &String| variable == name || several && variable.starts_with(name);
             let exists = variables.iter().any(flag) || VARIABLES.contains(&word);
             assert!(exists, "{path}: there is no {word}");
         }
+    }
+}
+
+/// What becomes of each flag and field of kube-proxy's stands in the guide, in the row that says so.
+#[test]
+fn the_guide_from_kube_proxy_has_every_flag_and_field() {
+    let documents = documents();
+    let guide = documents.iter().find(|(path, _)| path.ends_with("docs/migrating-from-kube-proxy.md"));
+    let (_, text) = guide.expect("the guide");
+    let row = |name: &str| {
+        let written = format!("`{name}`");
+        text.lines().find(|line| line.starts_with('|') && line.contains(&written))
+    };
+    for unused in UNUSED {
+        let (field, flag) = (unused.field.trim_end_matches('.').to_owned(), format!("--{}", unused.flag));
+        let expected = match unused.effect {
+            Effect::None(_) => "| no effect: ",
+            Effect::Refused(_) => "| refused: ",
+        };
+        for name in [field, flag].into_iter().filter(|name| !name.is_empty() && name != "--") {
+            let row = row(&name).unwrap_or_else(|| panic!("{name} is in no row"));
+            assert!(row.contains(expected), "{name}: {row}");
+        }
+    }
+    let proxy = Cli::command().find_subcommand("proxy").expect("`weft proxy`").clone();
+    let shown = proxy.get_arguments().filter(|argument| !argument.is_hide_set());
+    for name in shown.filter_map(|argument| argument.get_long()).filter(|name| *name != "output") {
+        assert!(row(&format!("--{name}")).is_some(), "--{name} is in no row");
     }
 }
