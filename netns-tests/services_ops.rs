@@ -88,7 +88,7 @@ fn a_clean_host(story: &str, mode: &str, programs: &str) -> Result<(), LabError>
     let args = [chosen.as_str(), places, "--service-cidrs=10.96.0.0/16,fd96::/64"];
     let lab = lab.proxies(args.into_iter().chain(WISHES)).up()?;
     let ash = lab.host("ash");
-    ash.run(&foreign(programs)).ok()?;
+    ash.run(foreign(programs)).ok()?;
     objects(&lab)?;
     within(SOON, || ash.run("! ip address | grep tentative").ok());
     let before = ash.run(DUMP).ok()?;
@@ -108,7 +108,7 @@ fn a_clean_host(story: &str, mode: &str, programs: &str) -> Result<(), LabError>
         });
         let held = ash.run(DUMP).ok()?;
         assert_ne!(held, before);
-        let chains = ash.run(&format!("iptables-{programs}-save | grep -c ^:WEFT- || true")).ok()?;
+        let chains = ash.run(format!("iptables-{programs}-save | grep -c ^:WEFT- || true")).ok()?;
         assert_eq!(mode == "iptables", chains.trim() != "0", "{chains}");
         let refused = on_disk(&ash, "cleanup", &[]);
         assert!(!refused.success() && refused.stderr.contains("`weft proxy` runs"), "{refused:?}");
