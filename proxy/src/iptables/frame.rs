@@ -45,6 +45,11 @@ impl At {
         }
     }
 
+    /// Whether a chain of that name is one of this tree's.
+    pub(super) fn has(self, chain: &str) -> bool {
+        chain.strip_prefix(self.root()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+
     fn root(self) -> &'static str {
         match self {
             Self::Addresses => "WEFT-SERVICES",

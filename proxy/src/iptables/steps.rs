@@ -4,10 +4,15 @@
 //! is neither translated nor refused would leave the host as it came, and with UDP its flow would stay
 //! so. So whoever is refused, before or after, is refused in between as well: translation comes first
 //! where it is ([`super::frame`]), and a refusal of what is translated does nothing.
+//!
+//! With one exception: that a cluster address refuses what none of its frontends takes comes last where
+//! the address is new, and goes first where it is gone. In between its packets are dropped or go astray,
+//! as they were before or will be: a client whose packet is lost asks again, one that is refused does not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::frame::{At, REJECT};
 use super::rule::{Rule, Table};
 
 /// What chains of one table hold; `None` for those that are not there.
@@ -78,20 +83,28 @@ impl Delta {
         let mut come = Part { insert: self.insert.clone(), ..Part::default() };
         let mut go = Part { delete: self.delete.clone(), ..Part::default() };
         for (name, before, after) in self.differing() {
-            let Some(after) = after else {
-                go.gone.push(name.clone());
-                continue;
-            };
-            let both = union(before.as_deref().unwrap_or_default(), after);
-            if before.as_ref() != Some(&both) {
-                come.fill.push((name.clone(), both.clone()));
+            let meanwhile = meanwhile(name, before.as_deref().unwrap_or_default(), after.as_deref());
+            if before.as_ref() != Some(&meanwhile) {
+                come.fill.push((name.clone(), meanwhile.clone()));
             }
-            if both != *after {
-                go.fill.push((name.clone(), after.clone()));
+            match after {
+                Some(after) if *after != meanwhile => go.fill.push((name.clone(), after.clone())),
+                Some(_) => {}
+                None => go.gone.push(name.clone()),
             }
         }
         [come, go]
     }
+}
+
+/// What a chain of the table filter holds while nat is written.
+fn meanwhile(chain: &str, before: &[Rule], after: Option<&[Rule]>) -> Vec<Rule> {
+    let mut rules = after.map_or_else(|| before.to_vec(), |after| union(before, after));
+    if At::ClusterIps.has(chain) {
+        let stays = |rule: &Rule| before.contains(rule) && after.is_some_and(|after| after.contains(rule));
+        rules.retain(|rule| rule.target() != Some(REJECT) || stays(rule));
+    }
+    rules
 }
 
 /// All rules of both, the new ones first, but for the rule that leads on what none of them took.
@@ -179,6 +192,31 @@ COMMIT
 COMMIT
 ";
         assert_eq!(text(&nat, &filter), wanted);
+        let of = |texts: &[&str]| Contents::from([("WEFT-STRICT-01".to_owned(), rules(texts))]);
+        let late = Delta {
+            before: of(&["-d 10.96.0.1/32 -g WEFT-REJECT", "-g NEXT"]),
+            after: of(&["-d 10.96.1.1/32 -g WEFT-REJECT", "-d 10.96.2.1/32 -j RETURN", "-g NEXT"]),
+            ..Delta::default()
+        };
+        let wanted = "*filter
+:WEFT-STRICT-01 - [0:0]
+-A WEFT-STRICT-01 -d 10.96.2.1/32 -j RETURN
+-A WEFT-STRICT-01 -g NEXT
+COMMIT
+*nat
+:WEFT-NEW - [0:0]
+:WEFT-OLD - [0:0]
+-A WEFT-NEW -j X
+-X WEFT-OLD
+COMMIT
+*filter
+:WEFT-STRICT-01 - [0:0]
+-A WEFT-STRICT-01 -d 10.96.1.1/32 -g WEFT-REJECT
+-A WEFT-STRICT-01 -d 10.96.2.1/32 -j RETURN
+-A WEFT-STRICT-01 -g NEXT
+COMMIT
+";
+        assert_eq!(text(&nat, &late), wanted);
         assert_eq!(text(&Delta::default(), &Delta::default()), "");
         assert_eq!(filter.words(Table::Filter), ["filter: chain WEFT-REFUSE-01 has other rules"]);
     }
