@@ -90,7 +90,9 @@ impl Manifests {
     ///
     /// It asks no proxy: a last service is declared, and a host is done when connections to it are refused:
     /// at one port by the host, because it has no endpoints, at the other by the router, which is its
-    /// endpoint. In iptables mode these are changes of two tables, and the families' are apart, too.
+    /// endpoint, and where cluster addresses refuse what they have no port for, at a third one for that
+    /// reason. In iptables mode these are three steps in two tables, the last one ends the change, and the
+    /// families' are apart, too.
     pub fn programmed(&self) -> Result<(), LabError> {
         let declared = || self.lab.declared.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -107,6 +109,8 @@ impl Manifests {
             self.write(&slices)?;
             self.write(&[service(MARKER, json!({"clusterIPs": ips, "ports": ports}))])?;
         }
+        let mut args = self.lab.spec.proxy_args.iter().flatten();
+        let last_port = if args.any(|arg| arg.starts_with("--service-cidrs")) { 3 } else { 2 };
         let off = self.lab.off()?;
         let on = self.lab.layout.with_role(Role::Host).filter(|node| !off.contains(&node.name));
         let hosts = on.map(|node| Host::new(self.lab.clone(), node.clone()));
@@ -114,8 +118,8 @@ impl Manifests {
             // Others may have declared more meanwhile; the marker says so of all that came before it.
             wait_for(PROGRAMMED, || {
                 let markers = self.markers(*declared());
-                let ports = markers.iter().flat_map(|(marker, _)| [1, 2].map(|port| (*marker, port)));
-                for at in ports.map(SocketAddr::from) {
+                let ports = |ip: IpAddr| (1..=last_port).map(move |port| SocketAddr::new(ip, port));
+                for at in markers.iter().flat_map(|(marker, _)| ports(*marker)) {
                     match host.asks(at, Protocol::Tcp, TOLD) {
                         Answer::Refused => {}
                         other => return Err(format!("{at}: {other:?}")),
