@@ -1,8 +1,9 @@
-//! Stories about services on real kernels: each is a named test, most of them for IPv4 and for IPv6, and
-//! one lab of three hosts serves them all.
+//! Stories about services on real kernels: each is a named test, told in each mode of the proxy and most
+//! of them for IPv4 and for IPv6. One lab of three hosts serves all stories of a mode.
 //!
 //! A harness of its own, because a lab costs seconds and the standard one has no place for what tests
-//! share. It takes the usual arguments: a part of a name, `--list`, `--exact`, `--test-threads`.
+//! share. A story is named `MODE::MODULE::STORY_FAMILY`. It takes the usual arguments: a part of a name,
+//! `--list`, `--exact`, `--test-threads`.
 
 mod affinity;
 mod basic;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Trial};
-use scene::{Case, Families, Scene};
+use scene::{Case, Families, Mode, Scene};
 use weft_lab::LabError;
 
 /// How a story goes.
@@ -44,25 +45,31 @@ const AT_ONCE: usize = 12;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let scene = Arc::new(OnceLock::new());
-    let conclusion = libtest_mimic::run(&arguments, trials(&scene));
-    if let Some(scene) = Arc::into_inner(scene).and_then(OnceLock::into_inner) {
-        match scene {
-            Ok(scene) if conclusion.has_failed() => scene.lab.failed(),
-            Ok(scene) => {
+    let stages = Mode::ALL.map(|mode| (mode, Stage::default()));
+    let trials = stages.iter().flat_map(|(mode, stage)| trials(*mode, stage)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut ended = conclusion.exit_code();
+    for (_, stage) in stages {
+        match Arc::into_inner(stage).and_then(OnceLock::into_inner) {
+            None => {}
+            Some(Ok(scene)) if conclusion.has_failed() => scene.lab.failed(),
+            Some(Ok(scene)) => {
                 if let Err(error) = scene.lab.down() {
                     eprintln!("{error}");
-                    return ExitCode::FAILURE;
+                    ended = ExitCode::FAILURE;
                 }
             }
-            Err(error) => eprintln!("{error}"),
+            Some(Err(error)) => eprintln!("{error}"),
         }
     }
-    conclusion.exit_code()
+    ended
 }
 
-/// Every story for every family, each with a number of its own, from which its addresses and ports follow.
-fn trials(scene: &Arc<OnceLock<Result<Scene, String>>>) -> Vec<Trial> {
+/// The stage of a mode, made by the first story that is told there.
+type Stage = Arc<OnceLock<Result<Scene, String>>>;
+
+/// The stories that are told of a mode.
+fn told_of(mode: Mode) -> impl Iterator<Item = (&'static str, &'static Story)> {
     let modules = [
         ("basic", basic::STORIES),
         ("ports", ports::STORIES),
@@ -75,22 +82,31 @@ fn trials(scene: &Arc<OnceLock<Result<Scene, String>>>) -> Vec<Trial> {
         ("explained", explained::STORIES),
         ("stacks", stacks::STORIES),
     ];
-    let stories = modules.iter().flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)));
-    let told = stories.flat_map(|(module, (name, families, story))| {
+    // The same rules by the other programs: some stories that change them most.
+    let by_legacy = ["ports", "terminating", "stacks"];
+    let modules = modules
+        .into_iter()
+        .filter(move |(module, _)| mode != Mode::IptablesLegacy || by_legacy.contains(module));
+    modules.flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)))
+}
+
+/// Every story for every family, each with a number of its own, from which its addresses and ports follow.
+fn trials(mode: Mode, stage: &Stage) -> Vec<Trial> {
+    let told = told_of(mode).flat_map(|(module, (name, families, story))| {
         families.each().iter().map(move |v6| {
             let family = match families {
                 Families::Each if *v6 => "_v6",
                 Families::Each => "_v4",
                 Families::Both => "",
             };
-            (format!("{module}::{name}{family}"), *v6, *story)
+            (format!("{mode}::{module}::{name}{family}"), *v6, *story)
         })
     });
     let trial = |(number, (name, v6, story)): (u8, (String, bool, Tell))| {
-        let scene = scene.clone();
+        let stage = stage.clone();
         let service = name.rsplit(':').next().unwrap_or_default().replace('_', "-");
         Trial::test(name, move || {
-            let scene = scene.get_or_init(|| Scene::new().map_err(|error| error.chain()));
+            let scene = stage.get_or_init(|| Scene::new(mode).map_err(|error| error.chain()));
             let scene = scene.as_ref().map_err(Clone::clone)?;
             story(&Case { scene, name: service.clone(), number, v6 }).map_err(|error| error.chain().into())
         })

@@ -2,6 +2,7 @@
 //! may say about it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -49,19 +50,86 @@ impl Families {
     }
 }
 
-/// What all stories share.
+/// How the proxies of a scene bring rules into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Nftables,
+    /// By the programs that write nftables.
+    Iptables,
+    /// By the programs for the kernel's older tables.
+    IptablesLegacy,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::IptablesLegacy];
+
+    /// Nobody says where node ports are served in the nftables mode. In the others they would be served at
+    /// every address, which is one story's; here they are served alike.
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Nftables => &[],
+            Self::Iptables | Self::IptablesLegacy => &["--mode=iptables", "--nodeport-addresses=primary"],
+        }
+    }
+
+    /// Before the proxy begins: which of iptables' programs the host uses is told by the tables it has.
+    fn prepare(self, host: &Host) -> Result<(), LabError> {
+        let programs = match self {
+            Self::Nftables => return Ok(()),
+            Self::Iptables => "nft",
+            Self::IptablesLegacy => "legacy",
+        };
+        let look = |v| format!("{v}-{programs} -w -t nat -nL; {v}-{programs} -w -t filter -nL");
+        host.run(format!("set -e; {}; {}", look("iptables"), look("ip6tables"))).ok().map(drop)
+    }
+
+    /// Our rules are where this mode keeps them, and nowhere else.
+    fn holds(self, host: &Host) -> Result<(), LabError> {
+        let looks = [
+            ("nft list tables", "weft-proxy"),
+            ("iptables-nft-save", ":WEFT-"),
+            ("iptables-legacy-save", ":WEFT-"),
+        ];
+        let found = looks.map(|(look, ours)| host.run(look).stdout.contains(ours));
+        let what = format!("{}, mode {self}: rules there are by {looks:?}: {found:?}", host.name());
+        let right = found == Self::ALL.map(|mode| mode == self);
+        right.then_some(()).ok_or(LabError::Traffic { what })
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::IptablesLegacy => "legacy",
+        })
+    }
+}
+
+/// What all stories of a mode share.
 pub(crate) struct Scene {
     pub(crate) lab: Lab,
     pods: BTreeMap<String, Pod>,
 }
 
 impl Scene {
-    pub(crate) fn new() -> Result<Self, LabError> {
-        let lab = Lab::new("services").weft(env!("CARGO_BIN_EXE_weft")).hosts(["ash", "birch", "cedar"]);
+    pub(crate) fn new(mode: Mode) -> Result<Self, LabError> {
+        let lab = Lab::new(&format!("svc-{mode}")).weft(env!("CARGO_BIN_EXE_weft"));
+        let lab = lab.hosts(["ash", "birch", "cedar"]).network(NETWORK);
+        let lab = lab.proxies(PROXY).proxies(mode.args().to_vec());
         // As most clusters have it: pods go to what is no pod under their host's address.
-        let lab = lab.network(NETWORK).overlay_args(["--ip-masq"]).proxies(PROXY).up()?;
+        let lab = lab.overlay_args(["--ip-masq"]).without_daemons().up()?;
+        lab.hosts().iter().try_for_each(Host::launch_overlay)?;
+        for host in lab.hosts() {
+            host.wait_until_ready(SOON)?;
+            mode.prepare(&host)?;
+        }
         let zones: Vec<Value> = ZONES.iter().map(|(host, zone)| node(&lab.host(host), Some(zone))).collect();
-        lab.manifests().apply(&zones)?;
+        lab.manifests().write(&zones)?;
+        lab.hosts().iter().try_for_each(|host| host.proxy().launch())?;
+        lab.hosts().iter().try_for_each(|host| host.proxy().wait_until_ready(SOON))?;
+        lab.hosts().iter().try_for_each(|host| mode.holds(host))?;
         let mut pods = BTreeMap::new();
         for host in lab.hosts() {
             for name in ["one", "two"] {
