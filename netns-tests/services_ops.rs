@@ -110,6 +110,9 @@ fn a_clean_host(story: &str, mode: &str, programs: &str) -> Result<(), LabError>
         assert_ne!(held, before);
         let chains = ash.run(format!("iptables-{programs}-save | grep -c ^:WEFT- || true")).ok()?;
         assert_eq!(mode == "iptables", chains.trim() != "0", "{chains}");
+        if mode == "iptables" {
+            rules_are_counted(&ash, programs)?;
+        }
         let refused = on_disk(&ash, "cleanup", &[]);
         assert!(!refused.success() && refused.stderr.contains("`weft proxy` runs"), "{refused:?}");
         assert_same(&held, &ash.run(DUMP).ok()?);
@@ -127,6 +130,21 @@ fn a_clean_host(story: &str, mode: &str, programs: &str) -> Result<(), LabError>
         assert_eq!((again.success(), again.stdout.as_str()), (true, ""), "{again:?}");
     }
     lab.down()
+}
+
+/// The metrics of kube-proxy's name are the rules that the programs print.
+fn rules_are_counted(host: &Host, programs: &str) -> Result<(), LabError> {
+    for (set, family) in [("iptables", "IPv4"), ("ip6tables", "IPv6")] {
+        for table in ["nat", "filter"] {
+            let printed = host.run(format!("{set}-{programs}-save -t {table} | grep -c '^-A WEFT-'")).ok()?;
+            let labels = format!("{{table=\"{table}\",ip_family=\"{family}\"}}");
+            let total = host.proxy().metric(&format!("kubeproxy_sync_proxy_rules_iptables_total{labels}"))?;
+            assert_eq!(total.to_string(), printed.trim(), "{set} {table}");
+        }
+    }
+    let failures = host.proxy().metric("kubeproxy_sync_proxy_rules_iptables_restore_failures_total")?;
+    assert_eq!(failures, 0.0);
+    Ok(())
 }
 
 #[test]
@@ -154,6 +172,19 @@ fn an_operator_is_told_what_is_so() -> Result<(), LabError> {
     objects(&lab)?;
     ash.proxy().start()?;
     within(SOON, || ash.proxy().as_planned());
+
+    for (metric, expected) in [
+        ("service_changes_total", 2.0),
+        ("service_changes_pending", 0.0),
+        ("endpoint_changes_total", 1.0),
+        ("endpoint_changes_pending", 0.0),
+        ("no_local_endpoints_total", 0.0),
+    ] {
+        let found = ash.proxy().metric(&format!("kubeproxy_sync_proxy_rules_{metric}"))?;
+        assert_eq!(found, expected, "{metric}");
+    }
+    let queued = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"}";
+    assert!(ash.proxy().metric(queued)? > 1e9);
 
     let listed = weft(&ash, "services", &[]).ok()?;
     assert!(

@@ -10,9 +10,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use weft_daemon::metrics::Metrics;
 use weft_kernel::iptables::{Backend as Programs, Iptables as Rules, programs};
 use weft_kernel::nft::{self, Event, Events, Nft, TableKey, Transaction};
 
+use super::counts::Counts;
 use super::program::Program;
 use super::rule::PREFIX;
 use super::saved;
@@ -43,6 +45,7 @@ pub struct Iptables {
     own: Own,
     /// What this mode does otherwise, as far as it was said.
     said: BTreeSet<Limit>,
+    counts: Counts,
 }
 
 /// What this mode does otherwise than the nftables mode, and only some services notice.
@@ -63,7 +66,13 @@ impl Iptables {
 
     /// With these programs.
     pub fn with(programs: Programs) -> Self {
-        Self { programs, program: None, own: Own::default(), said: BTreeSet::new() }
+        let counts = Counts::new(&Metrics::default());
+        Self { programs, program: None, own: Own::default(), said: BTreeSet::new(), counts }
+    }
+
+    /// What it does is counted there.
+    pub fn counted(self, metrics: &Metrics) -> Self {
+        Self { counts: Counts::new(metrics), ..self }
     }
 
     fn rules(&self, family: Family) -> Rules {
@@ -77,8 +86,8 @@ impl Iptables {
             let rules = self.rules(family);
             let Some(program) = &self.program else { return Ok(Applied::default()) };
             let steps = program.repair(family, &save(rules)?);
+            self.write(family, &steps.text, false)?;
             if steps.changes > 0 {
-                self.write(rules, &steps.text)?;
                 changes += steps.changes;
                 let printed = save(rules)?;
                 if let Some(program) = &mut self.program {
@@ -112,16 +121,19 @@ impl Iptables {
         }
     }
 
-    fn write(&self, rules: Rules, text: &str) -> Result<(), BackendError> {
-        if text.is_empty() {
-            return Ok(());
+    /// `partial`: it is only what changed.
+    fn write(&self, family: Family, text: &str, partial: bool) -> Result<(), BackendError> {
+        if !text.is_empty() {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            let port = programs::restore_text(self.rules(family), text)
+                .inspect_err(|_| self.counts.failed(family, partial))?;
+            own.push_back(port);
+            if own.len() > OWN_MAX {
+                own.pop_front();
+            }
         }
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let port = programs::restore_text(rules, text)?;
-        own.push_back(port);
-        if own.len() > OWN_MAX {
-            own.pop_front();
-        }
+        let held = |table| self.program.as_ref().map_or(0, |program| program.rules(family, table));
+        self.counts.wrote(family, text, held);
         Ok(())
     }
 }
@@ -146,7 +158,7 @@ impl Backend for Iptables {
         let steps = program.update(plans.iter().map(|(name, plan)| (name, plan)));
         let mut changes = 0;
         for (family, steps) in steps.into_iter().filter(|(family, _)| families().any(|it| it == *family)) {
-            self.write(self.rules(family), &steps.text)?;
+            self.write(family, &steps.text, true)?;
             changes += steps.changes;
         }
         Ok(Applied { changes })

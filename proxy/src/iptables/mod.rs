@@ -31,6 +31,7 @@
 
 mod backend;
 mod bpf;
+mod counts;
 mod frame;
 mod parts;
 mod program;

@@ -37,6 +37,8 @@ struct Ruleset {
     frame: Frame,
     trees: BTreeMap<At, Tree>,
     chains: BTreeMap<Table, BTreeMap<String, Vec<Rule>>>,
+    /// How many rules they hold.
+    rules: BTreeMap<Table, usize>,
     services: BTreeMap<ServiceName, Held>,
     /// Rules of ours as the host's programs print them, where that is not as we write them.
     words: BTreeMap<Rule, Rule>,
@@ -93,6 +95,11 @@ impl Program {
         [nat.words(Table::Nat), filter.words(Table::Filter)].concat()
     }
 
+    /// How many rules a table should hold in one family.
+    pub(super) fn rules(&self, family: Family, table: Table) -> usize {
+        self.ruleset(family).rules.get(&table).copied().unwrap_or_default()
+    }
+
     fn ruleset(&self, family: Family) -> &Ruleset {
         let [v4, v6] = &self.rulesets;
         match family {
@@ -122,7 +129,10 @@ impl Ruleset {
                 chains.entry(at.table()).or_default().insert(name, rules);
             }
         }
-        Self { frame, trees, chains, services: BTreeMap::new(), words: BTreeMap::new() }
+        let held =
+            |(table, chains): (&Table, &BTreeMap<_, Vec<_>>)| (*table, chains.values().map(Vec::len).sum());
+        let rules = chains.iter().map(held).collect();
+        Self { frame, trees, chains, rules, services: BTreeMap::new(), words: BTreeMap::new() }
     }
 
     /// From what was printed, for both tables.
@@ -191,6 +201,9 @@ impl Ruleset {
             Some(rules) => chains.insert(chain.clone(), rules.clone()),
             None => chains.remove(&chain),
         };
+        let held = self.rules.entry(table).or_default();
+        *held += rules.as_ref().map_or(0, Vec::len);
+        *held -= before.as_ref().map_or(0, Vec::len);
         delta.before.entry(chain.clone()).or_insert(before);
         delta.after.insert(chain, rules);
     }

@@ -12,6 +12,7 @@ use weft_daemon::health::Health;
 use weft_daemon::log::{Repeated, chain};
 use weft_daemon::reconcile::schedule::Pace;
 
+use super::kube_proxy::WithoutLocal;
 use super::memory;
 use super::numbers::Numbers;
 use super::programmed::{Book, Programmed};
@@ -58,6 +59,7 @@ pub(super) struct Engine {
     triggered: Vec<SystemTime>,
     /// A change was refused, so nobody has been told of it.
     owed: bool,
+    without_local: WithoutLocal,
     /// Mistakes that were logged.
     said: BTreeSet<u64>,
     failures: Repeated,
@@ -73,8 +75,21 @@ impl Engine {
         told: Told,
     ) -> Self {
         let schedule = Schedule::new(Pace { period: resync, ..Pace::default() }, now());
-        let (book, triggered, owed, said, failures) = Default::default();
-        Self { node, settings, backend, observed, schedule, book, told, triggered, owed, said, failures }
+        let (book, triggered, owed, without_local, said, failures) = Default::default();
+        Self {
+            node,
+            settings,
+            backend,
+            observed,
+            schedule,
+            book,
+            told,
+            triggered,
+            owed,
+            without_local,
+            said,
+            failures,
+        }
     }
 
     /// A world in which nothing has been declared yet.
@@ -144,6 +159,7 @@ impl Engine {
 
     fn update(&mut self, update: Update) {
         let Update { changes, problems, revisions, complete, parsed, triggered, away } = update;
+        self.told.numbers.kube_proxy().heard(&changes);
         self.triggered.extend(triggered);
         self.say(&problems);
         let node = &self.node;
@@ -166,7 +182,7 @@ impl Engine {
             }
             return;
         }
-        self.told.pulse.queued();
+        self.queued();
         match away {
             None => self.told.health.ok("source"),
             Some(why) => self.told.health.degraded("source", why),
@@ -224,6 +240,7 @@ impl Engine {
                 .collect()
         };
         if !plans.is_empty() {
+            plans.iter().for_each(|(name, plan)| self.without_local.absorb(name, plan));
             let started = now();
             let result = self.backend.change(&plans);
             if self.concluded("change", started, &result) {
@@ -269,10 +286,13 @@ impl Engine {
 
     fn load(&mut self) {
         let started = now();
+        let mut without_local = WithoutLocal::default();
         let result = {
             let world = self.told.world.read();
-            self.backend.load(&world.host, &mut world.plans())
+            let mut plans = world.plans().inspect(|(name, plan)| without_local.absorb(name, plan));
+            self.backend.load(&world.host, &mut plans)
         };
+        self.without_local = without_local;
         if self.concluded("load", started, &result) {
             let took = started.elapsed();
             if let Ok(Applied { changes }) = result {
@@ -321,13 +341,21 @@ impl Engine {
             self.told.pulse.updated();
             self.failures.recovered("kernel");
             self.told.health.ok("kernel");
-            self.told.numbers.happened(self.triggered.drain(..));
+            self.told.numbers.kube_proxy().happened(self.triggered.drain(..));
+            self.told.numbers.kube_proxy().whole();
         } else if self.schedule.next().is_some() {
-            self.told.pulse.queued();
+            self.queued();
         }
+        self.told.numbers.kube_proxy().no_local(&self.without_local);
         let programmed = self.book.settle(whole);
         self.told.numbers.programmed(&programmed);
         self.told.programmed.send_if_modified(|known| std::mem::replace(known, programmed) != programmed);
+    }
+
+    /// Something is due.
+    fn queued(&self) {
+        self.told.pulse.queued();
+        self.told.numbers.kube_proxy().queued();
     }
 
     /// Each mistake is said once, and counted.

@@ -8,6 +8,7 @@
 
 mod api;
 mod engine;
+pub(crate) mod kube_proxy;
 mod memory;
 mod numbers;
 mod once;
@@ -120,7 +121,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         }
         Mode::Iptables => {
             base_chains::remember(&options.proxy_state_dir());
-            Box::new(Iptables::open()?)
+            Box::new(Iptables::open()?.counted(&daemon.metrics))
         }
     };
     backend.watch(doubt.clone())?;

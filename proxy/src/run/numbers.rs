@@ -7,27 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use weft_daemon::metrics::{Counter, Family, Gauge, Histogram, Metrics, SECONDS};
 
+use super::kube_proxy::KubeProxy;
 use super::programmed::Programmed;
 
 /// Bounds for changes, which take from tens of microseconds on, in seconds.
 const CHANGE_SECONDS: &[f64] = &[
     0.00005, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.005, 0.01, 0.05, 0.1,
     0.5, 1.0, 5.0,
-];
-
-/// kube-proxy's bounds for its syncs, in seconds, and four below: ours take less than a millisecond.
-const SYNC_SECONDS: &[f64] = &[
-    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512,
-    1.024, 2.048, 4.096, 8.192, 16.384,
-];
-
-/// kube-proxy's bounds for its programming latency, in seconds.
-const HAPPENED_SECONDS: &[f64] = &[
-    0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0,
-    18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0, 29.0, 30.0, 31.0, 32.0, 33.0, 34.0,
-    35.0, 36.0, 37.0, 38.0, 39.0, 40.0, 41.0, 42.0, 43.0, 44.0, 45.0, 46.0, 47.0, 48.0, 49.0, 50.0, 51.0,
-    52.0, 53.0, 54.0, 55.0, 56.0, 57.0, 58.0, 59.0, 60.0, 65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0, 100.0,
-    105.0, 110.0, 115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0,
 ];
 
 /// How many changes are remembered one by one.
@@ -54,7 +40,6 @@ pub struct Latency {
 pub(super) struct Numbers {
     changes: Histogram,
     load: Histogram,
-    happened: Histogram,
     commits: Family<Counter, 2>,
     problems: Counter,
     repaired: Counter,
@@ -62,65 +47,8 @@ pub(super) struct Numbers {
     programmed: Gauge,
     revisions: Family<Gauge, 1>,
     services: Gauge,
-    syncs: Syncs,
+    kube_proxy: KubeProxy,
     exact: Arc<Mutex<Exact>>,
-}
-
-/// Under kube-proxy's names. Both families are in one transaction, so one sync is each family's.
-#[derive(Clone, Debug)]
-struct Syncs {
-    all: Family<Histogram, 1>,
-    full: Family<Histogram, 1>,
-    partial: Family<Histogram, 1>,
-    last: Family<Gauge, 1>,
-    failures: Family<Counter, 1>,
-}
-
-/// The values of kube-proxy's label `ip_family`.
-const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
-
-impl Syncs {
-    fn new(metrics: &Metrics) -> Self {
-        let label = ["ip_family"];
-        let seconds = |name, help| metrics.histograms(name, help, label, SYNC_SECONDS);
-        let syncs = Self {
-            all: seconds(
-                "kubeproxy_sync_proxy_rules_duration_seconds",
-                "How long syncs took that went well.",
-            ),
-            full: seconds(
-                "kubeproxy_sync_full_proxy_rules_duration_seconds",
-                "How long those took in which everything was compared with the kernel.",
-            ),
-            partial: seconds(
-                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-                "How long those took in which only what had changed was written.",
-            ),
-            last: metrics.gauges(
-                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the last sync went well; 0 before.",
-                label,
-            ),
-            failures: metrics.counters(
-                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-                "Syncs that the kernel refused, in nftables mode.",
-                label,
-            ),
-        };
-        for family in FAMILIES {
-            syncs.last.with([family]);
-        }
-        syncs
-    }
-
-    fn went_well(&self, full: bool, took: Duration) {
-        let kind = if full { &self.full } else { &self.partial };
-        for family in FAMILIES {
-            self.all.with([family]).observe_duration(took);
-            kind.with([family]).observe_duration(took);
-            self.last.with([family]).set(seconds(SystemTime::now()));
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -141,11 +69,6 @@ impl Numbers {
                 "weft_proxy_load_seconds",
                 "From a complete model to the kernel's acknowledgement of all of it.",
                 SECONDS,
-            ),
-            happened: metrics.histogram(
-                "kubeproxy_network_programming_duration_seconds",
-                "From a change of endpoints, as its slice says, to the kernel's acknowledgement.",
-                HAPPENED_SECONDS,
             ),
             commits: metrics.counters(
                 "weft_proxy_kernel_total",
@@ -174,7 +97,7 @@ impl Numbers {
                 ["of"],
             ),
             services: metrics.gauge("weft_proxy_services", "Services that are known, with rules or without."),
-            syncs: Syncs::new(metrics),
+            kube_proxy: KubeProxy::new(metrics),
             exact: Arc::default(),
         };
         for what in ["load", "change", "look", "collect"] {
@@ -183,6 +106,11 @@ impl Numbers {
             }
         }
         numbers
+    }
+
+    /// The part under kube-proxy's names.
+    pub(super) fn kube_proxy(&self) -> &KubeProxy {
+        &self.kube_proxy
     }
 
     pub(super) fn problems(&self, count: usize) {
@@ -206,15 +134,7 @@ impl Numbers {
     /// Something was done with the kernel by this mode, and took so long.
     pub(super) fn did(&self, mode: &'static str, what: &'static str, well: bool, took: Duration) {
         self.commits.with([what, if well { "ok" } else { "error" }]).inc();
-        match (what, well) {
-            ("load" | "look", true) => self.syncs.went_well(true, took),
-            ("change", true) => self.syncs.went_well(false, took),
-            (_, true) => {}
-            (_, false) if mode == "nftables" => {
-                FAMILIES.iter().for_each(|family| self.syncs.failures.with([family]).inc());
-            }
-            (_, false) => {}
-        }
+        self.kube_proxy.did(mode, what, well, took);
     }
 
     /// A look found so much that was wrong.
@@ -246,12 +166,6 @@ impl Numbers {
         exact.recent.push_back(micros(took));
     }
 
-    /// What happened at these times is in the kernel now.
-    pub(super) fn happened(&self, at: impl Iterator<Item = SystemTime>) {
-        let now = SystemTime::now();
-        at.for_each(|at| self.happened.observe_duration(now.duration_since(at).unwrap_or_default()));
-    }
-
     pub(super) fn programmed(&self, programmed: &Programmed) {
         #[expect(clippy::cast_precision_loss)] // exact up to 2^53, as all numbers in Prometheus
         let set = |of, revision: Option<u64>| {
@@ -270,7 +184,7 @@ impl Numbers {
     }
 }
 
-fn seconds(at: SystemTime) -> f64 {
+pub(super) fn seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

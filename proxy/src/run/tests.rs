@@ -231,13 +231,20 @@ async fn a_burst_is_one_change_and_a_bookmark_is_none() {
 #[tokio::test(start_paused = true)]
 async fn what_the_kernel_refuses_is_not_programmed_and_is_tried_again() {
     let mut it = start();
+    let pending = |it: &Running| {
+        let name = "kubeproxy_sync_proxy_rules_service_changes_pending ";
+        let metrics = it.metrics.render();
+        metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()
+    };
     it.fake.with(|script| script.failures = 2);
     it.tell(true, 1, vec![service("a", 1)]);
     it.rest().await;
     assert_eq!((it.fake.did(), it.held()), (vec!["load 1".to_owned()], (None, false)));
+    assert_eq!(pending(&it), "1");
     assert!(!it.health.report().ready);
     tokio::time::sleep(Duration::from_millis(350)).await;
     assert_eq!((it.fake.did(), it.held()), (vec!["load 1".to_owned(); 2], (Some(1), true)));
+    assert_eq!(pending(&it), "0");
     assert!(it.health.report().ready);
     // A change that fails: the next one is not held up, and neither counts before a look went well.
     it.fake.with(|script| script.failures = 1);
@@ -249,10 +256,13 @@ async fn what_the_kernel_refuses_is_not_programmed_and_is_tried_again() {
         (it.fake.did(), it.held()),
         (vec!["change b".to_owned(), "change c".into()], (Some(1), false))
     );
+    assert_eq!(pending(&it), "2");
     let report = it.health.report();
     assert!(report.ready && report.degraded, "{report:?}");
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!((it.fake.did(), it.held()), (vec!["look".to_owned()], (Some(3), true)));
+    assert_eq!(pending(&it), "0");
+    assert!(it.metrics.render().contains("kubeproxy_sync_proxy_rules_service_changes_total 3\n"));
     assert!(!it.health.report().degraded);
     assert_eq!(it.fake.with(|script| script.services.len()), 3);
     // Who follows has heard of the load, of the change that went well, and that there was more.

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::Program;
+use super::rule::Table;
 use super::saved::remove_all;
 use crate::generators::{Scenario, changes, scenarios, settings};
 use crate::host::{ClientHash, Host};
@@ -187,6 +188,8 @@ proptest! {
             // A proxy that starts anew finds nothing to change.
             prop_assert_eq!(whole.repair(family, &fake.save()).text, "");
             prop_assert_eq!(whole.differences(family, &fake.save()), Vec::<String>::new());
+            let counted = |program: &Program| Table::ALL.map(|table| program.rules(family, table));
+            prop_assert_eq!(counted(&program), counted(&whole));
         }
     }
 
