@@ -111,6 +111,15 @@ fn everything_is_read_back_as_it_was_written() {
         assert_eq!(observed, table);
         assert_eq!(diff(&table, Some(&observed)), Diff::Same);
         assert_eq!(nft.tables().unwrap(), std::slice::from_ref(&table.key));
+        // In turns, of which only the last one is met by packets.
+        commit(&mut nft, &Transaction::new().remove(&table.key));
+        let turns = Transaction::create_in_turns(table.clone(), 2);
+        let (last, before) = turns.split_last().unwrap();
+        before.iter().for_each(|turn| commit(&mut nft, turn));
+        let observed = nft.table(&table.key).unwrap().unwrap();
+        assert!(observed.chains.values().all(|chain| chain.base.is_none()));
+        commit(&mut nft, last);
+        assert_eq!(nft.table(&table.key).unwrap().as_ref(), Some(&table));
         // Once more over what is there, now with something of another's in it.
         crate::nft("add rule inet weft-test input tcp option maxseg size 1-500 accept");
         let observed = nft.table(&table.key).unwrap().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
@@ -68,6 +68,16 @@ impl Events {
         Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER], touched, ready })
     }
 
+    /// A handle by which whoever sends a big transaction makes these events pause.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn membership(&self) -> io::Result<Membership> {
+        let same = self.socket.as_fd().try_clone_to_owned()?.into_raw_fd();
+        // SAFETY: the descriptor was made just now, and nobody else has it.
+        Ok(Membership(unsafe { Socket::from_raw_fd(same) }))
+    }
+
     /// The next event; waits for it. Nothing is lost if the future is dropped. Needs a Tokio runtime.
     pub async fn next(&mut self) -> io::Result<Event> {
         loop {
@@ -105,6 +115,33 @@ impl Events {
     fn lost(&mut self) {
         self.touched.clear();
         self.ready.push_back(Event::Lost);
+    }
+}
+
+/// Whether [`Events`] get to hear anything.
+///
+/// While anybody listens, the kernel allocates a message of two pages for each element of a
+/// transaction and keeps them all until it is committed (`nf_tables_setelem_notify` and
+/// `nft_commit_notify`, net/netfilter/nf_tables_api.c): 2 GB for 270,000 elements, and most of the time
+/// that these take.
+#[derive(Debug)]
+pub struct Membership(Socket);
+
+impl Membership {
+    /// Nothing is heard from now on.
+    ///
+    /// # Errors
+    /// None that the kernel is known to give.
+    pub fn leave(&self) -> io::Result<()> {
+        self.0.drop_membership(GROUP)
+    }
+
+    /// Everything is heard again. Whether something was missed, [`super::Nft::generation`] tells.
+    ///
+    /// # Errors
+    /// None that the kernel is known to give.
+    pub fn join(&self) -> io::Result<()> {
+        self.0.add_membership(GROUP)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) mod wire;
 
 pub use connection::{CommitError, CounterReading, DumpError, ElementReading, Nft, Refusal};
 pub use diff::{Diff, ElementDiff, Parts, diff};
-pub use events::{Event, Events};
+pub use events::{Event, Events, Membership};
 pub use expr::{
     BadReg, CmpOp, CtKey, DynsetOp, Expr, FibFlags, FibResult, MetaKey, NatEnd, NumgenKind, PayloadBase, Reg,
     Reject, Verdict,

@@ -195,6 +195,44 @@ impl Transaction {
         self
     }
 
+    /// Makes a table that is not there, in several transactions of at most so many elements each. No
+    /// packet meets it before the last one, which hooks its base chains.
+    ///
+    /// If anybody listens to nftables, the kernel holds two pages for each element until a transaction
+    /// is over.
+    pub fn create_in_turns(table: Table, most: usize) -> Vec<Self> {
+        let Table { key, comment, dormant, chains, sets } = table;
+        let (base, regular): (Vec<_>, Vec<_>) =
+            chains.into_iter().partition(|(_, chain)| chain.base.is_some());
+        let add_chain = |tx: Self, (name, Chain { base, comment, .. }): &(ChainName, Chain)| {
+            let (chain, base, comment) = (name.clone(), *base, comment.clone());
+            tx.then(Step::AddChain { table: key.clone(), chain, base, comment })
+        };
+        let frame = Self::new().then(Step::AddTable { table: key.clone(), comment, dormant });
+        let frame = regular.iter().fold(frame, add_chain);
+        let frame = sets.iter().fold(frame, |tx, (name, Set { spec, .. })| {
+            tx.then(Step::AddSet { table: key.clone(), set: name.clone(), spec: spec.clone() })
+        });
+        let add_rules = |tx: Self, (chain, Chain { rules, .. }): (ChainName, Chain)| {
+            rules.into_iter().fold(tx, |tx, rule| {
+                tx.then(Step::AddRule { table: key.clone(), chain: chain.clone(), rule })
+            })
+        };
+        // While the sets are empty: the kernel walks through a set for each rule that looks into it
+        // (`nf_tables_bind_set`).
+        let mut turns = vec![regular.into_iter().fold(frame, add_rules)];
+        for (name, Set { spec, elements }) in sets {
+            let mut elements = elements.into_iter().peekable();
+            while elements.peek().is_some() {
+                let some = elements.by_ref().take(most.max(1)).collect();
+                turns.push(Self::new().add_elements(&key, &name, &spec, some));
+            }
+        }
+        let last = base.iter().fold(Self::new(), add_chain);
+        turns.push(base.into_iter().fold(last, add_rules));
+        turns
+    }
+
     /// Adds elements to a set made like `spec`.
     pub fn add_elements(self, table: &TableKey, set: &SetName, spec: &SetSpec, elements: Elements) -> Self {
         if elements.is_empty() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use weft_daemon::log::chain;
-use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Nft, Step, Table, Transaction};
+use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Membership, Nft, Step, Table, Transaction};
 
 use super::program::Program;
 use super::{table_key, words};
@@ -24,7 +24,23 @@ pub struct Nftables {
     program: Option<Program>,
     /// The generation of the kernel's rules up to which nobody but us had a hand in them.
     ours: Option<u32>,
+    /// Who listens to what others do.
+    watch: Option<Watch>,
 }
+
+#[derive(Debug)]
+struct Watch {
+    membership: Membership,
+    doubt: Doubt,
+}
+
+/// From so many changes on a transaction is sent while this daemon does not listen: the kernel's messages
+/// of fewer are not worth a second thought.
+const BIG: usize = 5_000;
+
+/// So many elements are added at once while no packet meets the table: others may listen, too, and
+/// messages of two pages for each are 64 MiB.
+const TURN: usize = 8_192;
 
 impl Nftables {
     /// Opens nftables.
@@ -33,7 +49,7 @@ impl Nftables {
     /// When the kernel has none, or this is not root.
     pub fn open() -> Result<Self, BackendError> {
         let nft = Nft::open().map_err(BackendError::Nftables)?;
-        Ok(Self { nft, program: None, ours: None })
+        Ok(Self { nft, program: None, ours: None, watch: None })
     }
 
     /// The kernel's table, and the generation of the rules it was read in.
@@ -47,22 +63,63 @@ impl Nftables {
     fn bring(&mut self, observed: Option<&Table>) -> Result<Applied, BackendError> {
         let Some(program) = &self.program else { return Ok(Applied::default()) };
         let desired = program.table();
-        let transaction = match nft::diff(&desired, observed) {
-            Diff::Rebuild => Transaction::new().replace_by(remembering(desired, observed)),
-            difference => difference.transaction(&desired),
+        let transaction = match (nft::diff(&desired, observed), observed) {
+            (_, None) => return self.create(desired),
+            (Diff::Rebuild, Some(_)) => Transaction::new().replace_by(remembering(desired, observed)),
+            (difference, Some(_)) => difference.transaction(&desired),
         };
         Ok(self.commit(&transaction)?)
+    }
+
+    /// Makes the table where there is none.
+    fn create(&mut self, desired: Table) -> Result<Applied, BackendError> {
+        let mut applied = Applied::default();
+        for turn in Transaction::create_in_turns(desired, TURN) {
+            applied.changes += self.commit(&turn)?.changes;
+        }
+        Ok(applied)
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Applied, CommitError> {
         if transaction.is_empty() {
             return Ok(Applied::default());
         }
+        let changes = transaction.steps().iter().map(weight).sum();
         // Each transaction of anybody's is one generation more. If it fails, who knows.
         let ours = self.ours.take();
-        self.nft.commit(transaction)?;
-        self.ours = ours.map(|generation| generation.wrapping_add(1));
-        Ok(Applied { changes: transaction.steps().iter().map(weight).sum() })
+        let is_unheard = changes >= BIG && self.watch.as_ref().is_some_and(Watch::leave);
+        let result = self.nft.commit(transaction);
+        if result.is_ok() {
+            self.ours = ours.map(|generation| generation.wrapping_add(1));
+        }
+        if is_unheard {
+            self.listen_again(result.is_ok());
+        }
+        result.map(|()| Applied { changes })
+    }
+
+    /// Others may have had a hand in it while nobody listened. (After a failure everything is compared
+    /// anyway.)
+    fn listen_again(&mut self, went_well: bool) {
+        let Some(watch) = &self.watch else { return };
+        watch.join();
+        let is_known = self.ours.is_some() && self.nft.generation().ok() == self.ours;
+        if went_well && !is_known {
+            watch.doubt.raise();
+        }
+    }
+}
+
+impl Watch {
+    /// Whether nothing is heard from now on.
+    fn leave(&self) -> bool {
+        self.membership.leave().is_ok()
+    }
+
+    fn join(&self) {
+        if let Err(error) = self.membership.join() {
+            tracing::error!(%error, "cannot listen to nftables again; changes by others are found by the slow timer only");
+        }
     }
 }
 
@@ -147,6 +204,8 @@ impl Backend for Nftables {
 
     fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError> {
         let mut events = Events::open().map_err(BackendError::Nftables)?;
+        let membership = events.membership().map_err(BackendError::Nftables)?;
+        self.watch = Some(Watch { membership, doubt: doubt.clone() });
         let (port, table) = (self.nft.port(), table_key());
         tokio::spawn(async move {
             loop {
