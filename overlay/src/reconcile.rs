@@ -109,6 +109,8 @@ impl fmt::Display for Kind {
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
     tries: u32,
+    /// Somebody else had made the difference that was to be mended.
+    drift: bool,
     /// Not before; `None`: with the next pass.
     next: Option<Instant>,
 }
@@ -268,7 +270,7 @@ impl<N: Net> Reconciler<N> {
                 info!(%change, tries = trouble.tries + 1, "the kernel took it at last");
             }
         }
-        let failures = self.remember(failures, now);
+        let failures = self.remember(failures, desired, now);
         // What is not wanted any more is no trouble any more.
         self.troubles.retain(|subject, _| waiting.contains(subject) || failed_is(subject, &failures));
         self.tell_conflicts(&found.conflicts);
@@ -317,16 +319,20 @@ impl<N: Net> Reconciler<N> {
         (ready, waiting)
     }
 
-    /// A change is a heal if the plan wanted the very same of its object before: then somebody else
-    /// made the difference.
+    /// Somebody else made the difference: the plan wanted the very same of the object before.
+    fn is_drift(&self, subject: &Subject, desired: &Arc<Desired>) -> bool {
+        self.settled.as_ref().is_some_and(|settled| {
+            Arc::ptr_eq(settled, desired) || subject.same_wish(&settled.kernel, &desired.kernel)
+        })
+    }
+
+    /// A change is a heal if it mends drift, at once or after it was refused.
     fn count_heals(&mut self, applied: &[Change], desired: &Arc<Desired>) -> usize {
-        let Some(settled) = self.settled.clone() else { return 0 };
         let mut healed = BTreeMap::new();
         for change in applied {
             let subject = Subject::of(change);
-            let drifted =
-                Arc::ptr_eq(&settled, desired) || subject.same_wish(&settled.kernel, &desired.kernel);
-            if drifted && !self.troubles.contains_key(&subject) {
+            let was_drift = self.troubles.get(&subject).map(|trouble| trouble.drift);
+            if was_drift.unwrap_or_else(|| self.is_drift(&subject, desired)) {
                 *healed.entry(subject.kind()).or_insert(0) += 1;
             }
         }
@@ -339,7 +345,7 @@ impl<N: Net> Reconciler<N> {
 
     /// Notes what was refused and when to try again. Gives the causes: what failed for want of its
     /// link, which failed itself, is no news.
-    fn remember(&mut self, failures: Vec<Failure>, now: Instant) -> Vec<Failure> {
+    fn remember(&mut self, failures: Vec<Failure>, desired: &Arc<Desired>, now: Instant) -> Vec<Failure> {
         let links: BTreeSet<LinkName> = failures
             .iter()
             .filter_map(|failure| match &failure.change {
@@ -351,8 +357,9 @@ impl<N: Net> Reconciler<N> {
         let is_cause = |failure: &Failure| link_of(&failure.change).is_none_or(|link| !links.contains(link));
         let causes: Vec<Failure> = failures.into_iter().filter(is_cause).collect();
         for failure in &causes {
-            let trouble =
-                self.troubles.entry(Subject::of(&failure.change)).or_insert(Trouble { tries: 0, next: None });
+            let subject = Subject::of(&failure.change);
+            let drift = self.is_drift(&subject, desired);
+            let trouble = self.troubles.entry(subject).or_insert(Trouble { tries: 0, drift, next: None });
             if trouble.tries == 0 {
                 warn!(error = %failure, cause = %failure.source, "the kernel refused a change; it is tried again");
             }

@@ -189,6 +189,24 @@ async fn a_refused_change_is_tried_again_with_growing_pauses() {
 }
 
 #[tokio::test]
+async fn drift_that_is_mended_at_the_second_try_is_a_heal_too() {
+    let mut host = Host::settled(&three_hosts()).await;
+    let (key, route) = host.desired.kernel.routes.iter().next().expect("a route");
+    let (key, route) = (key.clone(), route.clone());
+    host.somebody(Change::DeleteRoute(route));
+    assert!(host.hear());
+    host.kernel.refuse(
+        libc::ENODEV,
+        move |change: &Change| matches!(change, Change::ReplaceRoute(route) if route.key == key),
+    );
+    let report = host.pass().await;
+    assert_eq!((report.healed, report.failures.len()), (0, 1));
+    host.now = report.retry.expect("it is tried again");
+    assert_eq!((host.pass().await.healed, host.healed(Kind::Route)), (1, 1));
+    assert!(host.is_as_planned());
+}
+
+#[tokio::test]
 async fn a_missing_underlay_is_one_trouble_and_its_return_ends_it() {
     let mut host = Host::new(&three_hosts());
     host.somebody(Change::DeleteLink(name("eth0")));
