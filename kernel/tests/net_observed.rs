@@ -14,7 +14,8 @@ fn lifetimes_and_deprecation_are_seen() {
         ip("address add 192.0.2.1/24 dev lo");
         ip("address add 192.0.2.2/24 dev lo");
         ip("address add 198.51.100.1/24 dev lo valid_lft 300 preferred_lft 300");
-        ip("address add 2001:db8::1/64 dev lo valid_lft 300 preferred_lft 0");
+        // Else it is not there before a worker of the kernel's has come by.
+        ip("address add 2001:db8::1/64 dev lo valid_lft 300 preferred_lft 0 nodad");
     })
     .unwrap();
     let state = net.observe_blocking().unwrap();
