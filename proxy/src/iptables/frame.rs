@@ -210,7 +210,8 @@ impl Frame {
             rules.extend(self.scope.listed.iter().map(to));
         }
         if self.scope.localhost {
-            rules.push(Rule::new().destination(loopback).with_local_destination().goto(then));
+            let own = Rule::new().destination(loopback).with_local_source().with_local_destination();
+            rules.push(own.goto(then));
         }
         rules
     }

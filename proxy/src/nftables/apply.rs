@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use weft_daemon::log::chain;
-use weft_kernel::nft::{self, CommitError, Diff, DumpError, Event, Events, Membership, Nft, Step, Table, Transaction};
+use weft_kernel::nft::{
+    self, CommitError, Diff, DumpError, Event, Events, Membership, Nft, Step, Table, Transaction,
+};
 
 use super::program::Program;
 use super::{table_key, words};

@@ -115,16 +115,19 @@ impl Frame {
                 let v6 = begin().ipv6().jump(&of(to, Family::V6));
                 vec![v4, v6]
             };
-            let before = base(ChainKind::Filter, hook, DSTNAT - BESIDE, by_family(&new, "guard"));
+            let mut guard = Vec::new();
+            if hook == Hook::Prerouting && self.scope(Family::V4).localhost {
+                // The kernel drops such packets by itself unless `route_localnet` is set, as it is for
+                // node ports at 127.0.0.1: nobody else may reach what listens there (CVE-2020-8558),
+                // nor those node ports.
+                let to = destination(Family::V4);
+                guard.push(from_a_link(new().ipv4()).in_network(to, loopback()).drop());
+            }
+            guard.extend(by_family(&new, "guard"));
+            let before = base(ChainKind::Filter, hook, DSTNAT - BESIDE, guard);
             let with = base(ChainKind::Nat, hook, DSTNAT, by_family(&Rule::new, "services"));
             // Whoever was translated, by us or by somebody else, has found its way.
             let mut refuse = vec![translated().return_()];
-            if hook == Hook::Prerouting && self.scope(Family::V4).localhost {
-                // The kernel drops such packets by itself unless `route_localnet` is set, as it is for
-                // node ports at 127.0.0.1: nobody else may reach what listens there (CVE-2020-8558).
-                let to = destination(Family::V4);
-                refuse.push(from_a_link(new().ipv4()).in_network(to, loopback()).drop());
-            }
             refuse.extend(by_family(&new, "refuse"));
             if hook == Hook::Prerouting {
                 refuse.push(Rule::new().ct_state(CT_INVALID).jump(&chain("astray")));

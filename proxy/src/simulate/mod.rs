@@ -91,6 +91,10 @@ pub fn simulate_remembering(
         why.push("source and destination are of different families".to_owned());
         return Trace { outcome: Outcome::Untouched, reached: None, why };
     }
+    if packet.input.is_some() && packet.destination.ip().is_loopback() {
+        let outcome = to_loopback_from_outside(host, packet, &mut why);
+        return Trace { outcome, reached: None, why };
+    }
     let Some(hit) = frontend(model, host, packet, &mut why) else {
         let outcome = if_nobody_answers(model, host, packet, &mut why);
         return Trace { outcome, reached: None, why };
@@ -162,6 +166,13 @@ fn has_node_ports(host: &Host, address: IpAddr) -> bool {
         NodePortAddress::Range(range) if range.ip().is_loopback() => loopback_v4,
         NodePortAddress::Range(range) => own && range.contains(address),
     })
+}
+
+/// What is at loopback addresses is for the host itself. The kernel drops such a packet, unless it was
+/// told not to for the sake of node ports at 127.0.0.1.
+fn to_loopback_from_outside(host: &Host, packet: &Packet, why: &mut Vec<String>) -> Outcome {
+    why.push(format!("{} is for nobody but the host itself", packet.destination.ip()));
+    if has_node_ports(host, packet.destination.ip()) { Outcome::Drop } else { Outcome::Untouched }
 }
 
 /// A packet to a cluster address that no frontend takes, where the host is strict about those.

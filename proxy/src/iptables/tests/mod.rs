@@ -15,7 +15,7 @@ use super::saved::remove_all;
 use crate::generators::{Scenario, changes, scenarios, settings};
 use crate::host::{ClientHash, Host};
 use crate::model::{Family, Model, NodeName, ServiceName};
-use crate::plan::{self, Claims, NodePortScope, ServicePlan};
+use crate::plan::{self, Claims, ServicePlan};
 use crate::simulate::{Outcome, Packet, simulate_remembering};
 use evaluate::{End, Fake, Lists, ends};
 
@@ -65,15 +65,6 @@ pub(super) fn mine(mut scenario: Scenario) -> Scenario {
 fn expected(scenario: &Scenario, packet: &Packet, remembered: Option<SocketAddr>) -> Vec<(f64, End)> {
     let host = &scenario.host;
     match simulate_remembering(&scenario.model, host, packet, |_| remembered).outcome {
-        // What comes from elsewhere for a loopback address is dropped where node ports need that the
-        // kernel does not do so by itself.
-        Outcome::Untouched
-            if packet.destination.ip().is_loopback()
-                && packet.input.is_some()
-                && NodePortScope::of(host, family(packet)).localhost =>
-        {
-            vec![(1.0, End::Dropped)]
-        }
         Outcome::Untouched => vec![(1.0, End::Untouched)],
         Outcome::Drop => vec![(1.0, End::Dropped)],
         Outcome::Reject => vec![(1.0, End::Rejected)],
@@ -82,10 +73,6 @@ fn expected(scenario: &Scenario, packet: &Packet, remembered: Option<SocketAddr>
             .map(|it| (it.probability, End::To { endpoint: it.endpoint, masquerade: it.masquerade }))
             .collect(),
     }
-}
-
-fn family(packet: &Packet) -> Family {
-    crate::model::family_of(packet.source)
 }
 
 /// Sorted, so that they can be compared; probabilities to a millionth.

@@ -12,8 +12,8 @@ use weft_kernel::nft::{Chain, Diff, Set, Step, Table, Transaction, diff};
 use super::Program;
 use crate::generators::{Scenario, changes, scenarios, settings};
 use crate::host::Host;
-use crate::model::{Model, NodeName, ServiceName, family_of};
-use crate::plan::{self, Claims, NodePortScope, ServicePlan};
+use crate::model::{Model, NodeName, ServiceName};
+use crate::plan::{self, Claims, ServicePlan};
 use crate::simulate::{Outcome, simulate_remembering};
 use evaluate::{Dynamic, End, Walk};
 
@@ -80,15 +80,6 @@ fn ends(table: &Table, scenario: &Scenario, at: usize, dynamic: &Dynamic) -> Vec
 fn expected(scenario: &Scenario, at: usize, remembered: Option<SocketAddr>) -> Vec<End> {
     let packet = &scenario.packets[at];
     match simulate_remembering(&scenario.model, &scenario.host, packet, |_| remembered).outcome {
-        // What comes from elsewhere for a loopback address is dropped where node ports need that the
-        // kernel does not do so by itself.
-        Outcome::Untouched
-            if packet.destination.ip().is_loopback()
-                && packet.input.is_some()
-                && NodePortScope::of(&scenario.host, family_of(packet.source)).localhost =>
-        {
-            vec![End::Dropped]
-        }
         Outcome::Untouched => vec![End::Untouched],
         Outcome::Drop => vec![End::Dropped],
         Outcome::Reject => vec![End::Rejected],
