@@ -165,33 +165,7 @@ impl Transaction {
     }
 
     fn create_all(mut self, table: Table) -> Self {
-        let key = &table.key;
-        self.steps.push(Step::AddTable {
-            table: key.clone(),
-            comment: table.comment.clone(),
-            dormant: table.dormant,
-        });
-        for (name, Chain { base, comment, .. }) in &table.chains {
-            self.steps.push(Step::AddChain {
-                table: key.clone(),
-                chain: name.clone(),
-                base: *base,
-                comment: comment.clone(),
-            });
-        }
-        for (name, Set { spec, elements }) in table.sets {
-            self.steps.push(Step::AddSet { table: key.clone(), set: name.clone(), spec: spec.clone() });
-            self = self.add_elements(key, &name, &spec, elements);
-        }
-        for (name, chain) in &table.chains {
-            for rule in &chain.rules {
-                self.steps.push(Step::AddRule {
-                    table: key.clone(),
-                    chain: name.clone(),
-                    rule: rule.clone(),
-                });
-            }
-        }
+        self.steps.extend(Self::create_in_turns(table, usize::MAX).into_iter().flat_map(|turn| turn.steps));
         self
     }
 
