@@ -7,6 +7,7 @@
 
 mod affinity;
 mod basic;
+mod counted;
 mod established;
 mod explained;
 mod frontends;
@@ -72,6 +73,7 @@ type Stage = Arc<OnceLock<Result<Scene, String>>>;
 fn told_of(mode: Mode) -> impl Iterator<Item = (&'static str, &'static Story)> {
     let modules = [
         ("basic", basic::STORIES),
+        ("counted", counted::STORIES),
         ("ports", ports::STORIES),
         ("frontends", frontends::STORIES),
         ("policy", policy::STORIES),

@@ -23,7 +23,8 @@ pub(crate) const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 const NETWORK: &str =
     r#"{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
-const PROXY: [&str; 3] = [
+const PROXY: [&str; 4] = [
+    "--conntrack-accounting",
     "--cluster-cidr=10.42.0.0/16,fd42::/48",
     "--detect-local-mode=ClusterCIDR",
     "--service-cidrs=10.96.0.0/16,fd96::/64",

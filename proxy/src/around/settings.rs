@@ -82,6 +82,9 @@ pub fn wanted(wishes: &Wishes, host: &Host, state: &State, cpus: usize) -> Vec<S
     let mut wanted = conntrack(&wishes.conntrack, cpus);
     if wishes.accounting {
         wanted.push(Setting::new("net/netfilter/nf_conntrack_acct", "1"));
+        // Else nobody is told what a connection carried in all when it ends. The kernel's default is 2
+        // (1 before 5.19): told if somebody listens.
+        wanted.push(Setting::new("net/netfilter/nf_conntrack_events", "1").over(Over::Only("0")));
     }
     // First, because it puts other settings back to their defaults.
     wanted.push(Setting::new("net/ipv4/ip_forward", "1"));
@@ -235,7 +238,13 @@ mod tests {
                 &["primary", "localhost"],
                 &["ipv4/ip_forward=1", "ipv4/conf/all/route_localnet=1"],
             ),
-            ("counting", counted, v4(), &[], &["netfilter/nf_conntrack_acct=1", "ipv4/ip_forward=1"]),
+            (
+                "counting",
+                counted,
+                v4(),
+                &[],
+                &["netfilter/nf_conntrack_acct=1", "netfilter/nf_conntrack_events=1", "ipv4/ip_forward=1"],
+            ),
         ];
         for (case, wishes, state, node_ports, expected) in table {
             assert_eq!(lines(&wishes, &state, node_ports, 2), expected, "{case}");

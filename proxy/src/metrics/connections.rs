@@ -3,7 +3,7 @@
 //!
 //! Counters are read when somebody scrapes. What an endpoint got between the last scrape and its end is
 //! not counted. Series are bounded: there is one only for who ever had a connection, and of endpoints no
-//! more than [`MOST`]; the services' sums have those of all.
+//! more than ten thousand; the services' sums have those of all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -13,12 +13,10 @@ use weft_daemon::log::Repeated;
 use weft_daemon::metrics::{Counter, Family as Labelled, Gauge, Metrics};
 use weft_kernel::nft::{Key, Nft, SetName};
 
+use super::{MOST, has, holder, labels, show};
 use crate::model::{Family, Model, PortName};
 use crate::nftables::connections::{self, Counted, Of};
 use crate::run::{Shared, World};
-
-/// The most endpoints that have series of their own: a scrape of these is some two megabytes.
-const MOST: usize = 10_000;
 
 /// Sums, by service port and by its endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -107,39 +105,14 @@ pub fn register(metrics: &Metrics, shared: Shared) {
 
 impl Series {
     fn show(&self, tally: &Tally) {
-        for (port, total) in &tally.services {
-            let (namespace, service, port, protocol) = labels(port);
-            self.services.with([namespace, service, port, &protocol]).mirror(*total);
-        }
-        let shown: BTreeMap<[String; 5], u64> = tally
-            .endpoints
-            .iter()
-            .take(MOST)
-            .map(|((port, endpoint), total)| {
-                let (namespace, service, port, protocol) = labels(port);
-                let [namespace, service, port] = [namespace, service, port].map(str::to_owned);
-                ([namespace, service, port, protocol, endpoint.to_string()], *total)
-            })
-            .collect();
-        for (labels, total) in &shown {
-            self.endpoints.with(labels.each_ref().map(String::as_str)).mirror(*total);
-        }
-        self.endpoints.retain(|labels| shown.contains_key(labels));
-        let known: BTreeSet<[String; 4]> = tally
-            .services
-            .keys()
-            .map(|port| {
-                let (namespace, service, port, protocol) = labels(port);
-                [namespace.to_owned(), service.to_owned(), port.to_owned(), protocol]
-            })
-            .collect();
-        self.services.retain(|labels| known.contains(labels));
+        show(&self.services, &tally.services.iter().map(|(port, total)| (labels(port), *total)).collect());
+        let endpoints = tally.endpoints.iter().take(MOST).map(|((port, endpoint), total)| {
+            let [namespace, service, port, protocol] = labels(port);
+            ([namespace, service, port, protocol, endpoint.to_string()], *total)
+        });
+        show(&self.endpoints, &endpoints.collect());
         self.left_out.set_count(tally.endpoints.len().saturating_sub(MOST));
     }
-}
-
-fn labels(port: &PortName) -> (&str, &str, &str, String) {
-    (&port.service.namespace, &port.service.name, &port.port, port.protocol.to_string())
 }
 
 /// Which ports have which id, where clients stick or are hashed. Of two that wish for the same one
@@ -158,17 +131,8 @@ fn ids(model: &Model) -> HashMap<u32, Option<PortName>> {
 fn whose(world: &World, ids: &HashMap<u32, Option<PortName>>, of: &Of) -> Option<PortName> {
     match of {
         Of::Id(Family::V4 | Family::V6, id) => ids.get(id)?.clone(),
-        Of::Frontend(frontend) => {
-            let (name, index) = world.claims.holder(frontend)?;
-            let port = world.model.service(name)?.ports.get(index)?;
-            Some(PortName { service: name.clone(), port: port.name.clone(), protocol: port.protocol })
-        }
+        Of::Frontend(frontend) => holder(world, frontend),
     }
-}
-
-fn has(model: &Model, port: &PortName) -> bool {
-    let service = model.service(&port.service);
-    service.is_some_and(|it| it.ports.iter().any(|it| it.name == port.port && it.protocol == port.protocol))
 }
 
 #[cfg(test)]

@@ -139,6 +139,9 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         Mode::Nftables => metrics::connections::register(&daemon.metrics, world.clone()),
         Mode::Iptables => tracing::warn!("new connections are counted in nftables mode only"),
     }
+    if options.wishes.accounting {
+        tokio::spawn(metrics::traffic::follow(world.clone(), commits.subscribe(), daemon.metrics.clone()));
+    }
     let mode = backend.mode();
     let served = Served { healthz: options.healthz, metrics: options.metrics, mode };
     let pulse = Pulse::default();

@@ -123,7 +123,8 @@ pub struct Args {
     /// How long a UDP exchange is remembered; 0 leaves it as it is [default: 0]
     #[arg(long, value_name = "TIME", value_parser = go_duration, help_heading = TRACKING)]
     conntrack_udp_timeout_stream: Option<Duration>,
-    /// Count packets and bytes of every connection (net.netfilter.nf_conntrack_acct)
+    /// Count packets and bytes of each service and endpoint, for /metrics, by connection tracking's own
+    /// accounting (net.netfilter.nf_conntrack_acct)
     #[arg(long, value_name = "BOOL", help_heading = TRACKING)]
     conntrack_accounting: Option<Switch>,
 

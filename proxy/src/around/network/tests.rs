@@ -138,14 +138,16 @@ fn settings_are_made_kept_and_put_back() {
             "net/ipv4/ip_forward",
             "net/ipv4/conf/all/route_localnet",
             "net/netfilter/nf_conntrack_acct",
+            "net/netfilter/nf_conntrack_events",
             "net/netfilter/nf_conntrack_tcp_timeout_established",
             "net/netfilter/nf_conntrack_tcp_timeout_close_wait",
         ];
         let values = move || names.map(read);
+        std::fs::write("/proc/sys/net/netfilter/nf_conntrack_events", "0").unwrap();
         let before = values();
         assert_eq!(before[..2], ["0", "0"]);
         let keeper = keep(&["primary", "localhost"]).await;
-        let as_wanted = move || values() == ["1", "1", "1", "86400", "3600"];
+        let as_wanted = move || values() == ["1", "1", "1", "1", "86400", "3600"];
         until("settings are made", as_wanted).await;
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         until("what somebody changed is put right", as_wanted).await;
