@@ -10,7 +10,7 @@ pub enum Path {
     Direct,
     /// Through a service by `weft proxy`.
     Nftables,
-    /// The same with conntrack's accounting on.
+    /// The same with `--conntrack-accounting`.
     Accounted,
     /// Through a service by `weft proxy --mode iptables`.
     Iptables,

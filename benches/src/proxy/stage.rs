@@ -198,9 +198,6 @@ fn raise(host: &Host, path: Path, services: Load, cores: Cores) -> Result<Raised
         }
     }
     daemons.extend(programs.iter().filter_map(|program| i32::try_from(program.pid()).ok()));
-    if path == Path::Accounted {
-        set(host, wiring::ACCOUNTING)?;
-    }
     Ok(Raised { ends, daemons, programs, api })
 }
 
@@ -262,9 +259,32 @@ pub(super) fn declare(host: &Host, load: Load, target: Option<&Target>) -> Resul
 
 /// Starts a host's `weft proxy` and waits until it has programmed everything.
 pub(super) fn start(host: &Host, path: Path) -> Result<(), BenchError> {
-    let mode = path.mode().unwrap_or_default();
-    host.proxy().launch_from(&manifests(host), &[format!("--mode={mode}")])?;
-    Ok(host.proxy().wait_until_ready(READY)?)
+    let mut flags = vec![format!("--mode={}", path.mode().unwrap_or_default())];
+    flags.extend((path == Path::Accounted).then(|| "--conntrack-accounting".to_owned()));
+    host.proxy().launch_from(&manifests(host), &flags)?;
+    host.proxy().wait_until_ready(READY)?;
+    if path == Path::Accounted {
+        counts(host)?;
+    }
+    Ok(())
+}
+
+/// Waits until traffic is counted: by the kernel from now on, and by the daemon, which then shows it.
+fn counts(host: &Host) -> Result<(), BenchError> {
+    let both = || {
+        let setting = host.run(format!("sysctl -n {}", wiring::ACCOUNTING)).ok();
+        let setting = setting.map_err(|error| error.chain())?;
+        let metrics = host.proxy().api("/metrics").map_err(|error| error.chain())?;
+        match (setting.trim(), metrics.body.contains(wiring::COUNTED)) {
+            ("1", true) => Ok(()),
+            (setting, shown) => Err(format!("{} is {setting}; shown: {shown}", wiring::ACCOUNTING)),
+        }
+    };
+    wait_for(READY, both).map_err(|timed_out| {
+        let what = format!("{} does not count traffic", host.name());
+        LabError::Late { what, timed_out, log: host.proxy().log() }
+    })?;
+    Ok(())
 }
 
 /// Writes rules down for `nft`.

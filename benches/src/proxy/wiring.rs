@@ -22,8 +22,10 @@ pub(super) const SETTINGS: [(&str, &str); 3] = [
     ("netfilter/nf_conntrack_tcp_timeout_time_wait", "1"),
     ("netfilter/nf_conntrack_tcp_timeout_close", "1"),
 ];
-/// Conntrack counts packets and bytes (nf_conntrack-sysctl.rst).
-pub(super) const ACCOUNTING: (&str, &str) = ("netfilter/nf_conntrack_acct", "1");
+/// Conntrack counts packets and bytes (nf_conntrack-sysctl.rst): the daemon sets it where it is to count.
+pub(super) const ACCOUNTING: &str = "net.netfilter.nf_conntrack_acct";
+/// What the daemon shows once it counts.
+pub(super) const COUNTED: &str = "weft_proxy_traffic_lost_total";
 
 /// For the host: a veth to each pod, by their namespaces.
 pub(super) fn host(client: &str, server: &str) -> String {
