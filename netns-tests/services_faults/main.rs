@@ -3,6 +3,7 @@
 //! was ready.
 
 mod from_kube_proxy;
+mod iptables;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -3,12 +3,14 @@
 //! Its rules are changed by its own programs only: the legacy kernel interface has no notion of
 //! anybody else, and what the nft one keeps in nftables only those programs can write.
 
+mod legacy;
 pub mod programs;
 mod restore;
 mod saved;
 
 use crate::nft::{Family, TableKey};
 
+pub use legacy::{Legacy, Shape};
 pub use restore::Restore;
 pub use saved::{SavedChain, SavedTable, saved_table, split, unconditional};
 
@@ -27,7 +29,7 @@ pub struct Iptables {
 pub enum Backend {
     /// nftables, in tables named as iptables' are. Changes show as nftables events.
     Nft,
-    /// x_tables. Changes show nowhere: look again from time to time.
+    /// x_tables. Changes show nowhere: ask for their [`Shape`] from time to time.
     Legacy,
 }
 

@@ -4,19 +4,19 @@
 //! A host may have two sets of programs, which write to two places in the kernel. The mode uses one, and
 //! sees to it that nothing of it stays in the other.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use weft_daemon::metrics::Metrics;
-use weft_kernel::iptables::{Backend as Programs, Iptables as Rules, programs};
+use weft_kernel::iptables::{Backend as Programs, Iptables as Rules, Legacy, Shape, programs};
 use weft_kernel::nft::{self, Event, Events, Nft, TableKey, Transaction};
 
 use super::counts::Counts;
 use super::program::Program;
-use super::rule::PREFIX;
+use super::rule::{PREFIX, Table};
 use super::saved;
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::host::Host;
@@ -24,7 +24,10 @@ use crate::model::{Balance, Family, ServiceName};
 use crate::nftables;
 use crate::plan::ServicePlan;
 
-/// What the legacy programs do the kernel tells nobody, so it is looked at this often.
+/// What the legacy programs do the kernel tells nobody. So it is asked this often how many rules there are,
+/// which costs it some microseconds.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+/// And this often for the rules, of which one may have been replaced by another.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// So many of our own transactions are told from others'; their events come at once.
@@ -33,8 +36,42 @@ const OWN_MAX: usize = 32;
 /// How many clients a list of `-m recent` holds.
 const RECENT_MAX: &str = "/sys/module/xt_recent/parameters/ip_list_tot";
 
-/// The netlink ports of the programs that we ran. Held while one runs.
-type Own = Arc<Mutex<VecDeque<u32>>>;
+/// What is known to be ours, so that what others do is told from it. Held while a program of ours runs.
+#[derive(Clone, Debug, Default)]
+struct Own(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The netlink ports of the programs that we ran.
+    ports: VecDeque<u32>,
+    /// The shapes of the legacy tables as we left them.
+    shapes: BTreeMap<Family, Shapes>,
+}
+
+/// The tables of one family, as in [`Table::ALL`].
+type Shapes = [Shape; 2];
+
+impl Own {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// None if the kernel cannot tell: then the slower look finds what is wrong.
+    fn left(&mut self, family: Family, shapes: Option<Shapes>) {
+        match shapes {
+            Some(shapes) => self.shapes.insert(family, shapes),
+            None => self.shapes.remove(&family),
+        };
+    }
+
+    /// Whether somebody else had a hand in tables that we left in some shape.
+    fn differs(&self, family: Family, tables: &Legacy) -> bool {
+        let left = self.shapes.get(&family);
+        left.is_some_and(|left| shapes(tables).is_some_and(|now| now != *left))
+    }
+}
 
 /// The iptables mode in the network namespace of the threads that call it.
 #[derive(Debug)]
@@ -85,7 +122,10 @@ impl Iptables {
         for family in families() {
             let rules = self.rules(family);
             let Some(program) = &self.program else { return Ok(Applied::default()) };
+            // Before the look, so that what is done after it is noticed.
+            let shapes = shapes_of(rules);
             let steps = program.repair(family, &save(rules)?);
+            self.own.lock().left(family, shapes);
             self.write(family, &steps.text, false)?;
             if steps.changes > 0 {
                 changes += steps.changes;
@@ -124,12 +164,13 @@ impl Iptables {
     /// `partial`: it is only what changed.
     fn write(&self, family: Family, text: &str, partial: bool) -> Result<(), BackendError> {
         if !text.is_empty() {
-            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-            let port = programs::restore_text(self.rules(family), text)
-                .inspect_err(|_| self.counts.failed(family, partial))?;
-            own.push_back(port);
-            if own.len() > OWN_MAX {
-                own.pop_front();
+            let rules = self.rules(family);
+            let mut own = self.own.lock();
+            let written = programs::restore_text(rules, text);
+            own.left(family, shapes_of(rules));
+            own.ports.push_back(written.inspect_err(|_| self.counts.failed(family, partial))?);
+            if own.ports.len() > OWN_MAX {
+                own.ports.pop_front();
             }
         }
         let held = |table| self.program.as_ref().map_or(0, |program| program.rules(family, table));
@@ -200,16 +241,44 @@ impl Backend for Iptables {
                 tokio::spawn(listen(events, self.own.clone(), doubt));
             }
             Programs::Legacy => {
-                tokio::spawn(async move {
-                    loop {
-                        tokio::time::sleep(LOOK_EVERY).await;
-                        doubt.raise();
-                    }
-                });
+                let open = |family| Some((family, Legacy::open(family == Family::V6).ok()?));
+                tokio::spawn(ask(families().filter_map(open).collect(), self.own.clone(), doubt));
             }
         }
         Ok(())
     }
+}
+
+/// Asks for the shapes of the legacy tables, again and again.
+async fn ask(tables: Vec<(Family, Legacy)>, own: Own, doubt: Doubt) {
+    let tables = Arc::new(tables);
+    let mut looked = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(ASK_EVERY).await;
+        let (own, tables) = (own.clone(), tables.clone());
+        let differs = tokio::task::spawn_blocking(move || {
+            let own = own.lock();
+            tables.iter().any(|(family, tables)| own.differs(*family, tables))
+        });
+        if differs.await.unwrap_or(true) {
+            tracing::debug!("somebody else changed iptables' tables");
+        } else if looked.elapsed() < LOOK_EVERY {
+            continue;
+        }
+        looked = tokio::time::Instant::now();
+        doubt.raise();
+    }
+}
+
+/// The shapes of the tables that hold rules of ours, in a namespace that has them.
+fn shapes(tables: &Legacy) -> Option<Shapes> {
+    let [nat, filter] = Table::ALL.map(|table| tables.shape(table.name()).ok());
+    Some([nat?, filter?])
+}
+
+/// The same in the namespace of this thread, for legacy programs' rules.
+fn shapes_of(rules: Rules) -> Option<Shapes> {
+    (rules.backend == Programs::Legacy).then(|| Legacy::open(rules.ipv6).ok())?.as_ref().and_then(shapes)
 }
 
 async fn listen(mut events: Events, own: Own, doubt: Doubt) {
@@ -218,9 +287,7 @@ async fn listen(mut events: Events, own: Own, doubt: Doubt) {
             Ok(Event::Commit { port, tables, process }) if tables.iter().any(is_iptables) => {
                 // The port of a program of ours is known once it has ended.
                 let own = own.clone();
-                let ours = tokio::task::spawn_blocking(move || {
-                    own.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
-                });
+                let ours = tokio::task::spawn_blocking(move || own.lock().ports.contains(&port));
                 if !ours.await.unwrap_or(false) {
                     tracing::debug!(process, "somebody else changed iptables' tables");
                     doubt.raise();
