@@ -21,7 +21,8 @@ pub(super) fn add(table: &mut Table, model: &Model, around: &Surroundings) {
         rules_of_family(&mut rules, table, model, ip);
     }
     let hook = base(ChainKind::Nat, Hook::Postrouting, Base::PRIORITY_SRCNAT);
-    add_chain(table, "masquerade", Some(hook), None, rules);
+    // Not `masquerade`: nft could not read its own listing of that.
+    add_chain(table, "masquerade-pods", Some(hook), None, rules);
 }
 
 fn rules_of_family(rules: &mut Vec<Rule>, table: &mut Table, model: &Model, ip: Ip) {
