@@ -180,7 +180,7 @@ fn where_a_connection_goes_in_words() {
 
     let (explanation, reached) = explained("192.168.1.1", "192.0.2.1:30080", Protocol::Tcp);
     let text = words::explanation(&explanation);
-    assert!(text.contains("  frontend  IPv4 node port 30080/tcp, node port\n"), "{text}");
+    assert!(text.contains("  frontend  IPv4 node port 30080/tcp\n"), "{text}");
     assert!(
         text.contains("  policy    externalTrafficPolicy Local\n  outcome   goes to one endpoint\n"),
         "{text}"

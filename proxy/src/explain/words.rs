@@ -133,9 +133,10 @@ pub fn explanation(of: &Explanation) -> String {
         let _ = writeln!(text, "  {label:<10}{what}");
     };
     if let Some(service) = &of.service {
-        let frontend = [&of.frontend, &of.kind].into_iter().flatten().cloned().collect::<Vec<_>>();
+        let frontend = of.frontend.as_deref().unwrap_or_default();
+        let kind = of.kind.as_deref().filter(|kind| !frontend.contains(kind));
         line("service", service);
-        line("frontend", &frontend.join(", "));
+        line("frontend", &[Some(frontend), kind].into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
     if let Some(policy) = &of.policy {
         line("policy", policy);

@@ -81,10 +81,10 @@ fn has_overlay(traces: &Traces) -> bool {
 fn report(found: &[Finding], colours: bool) -> String {
     let mut text = String::new();
     let mut counts = Vec::new();
-    for (severity, word, colour) in [
-        (Severity::Problem, "problem", "31"),
-        (Severity::Warning, "warning", "33"),
-        (Severity::Ok, "ok", "32"),
+    for (severity, word, words, colour) in [
+        (Severity::Problem, "problem", "problems", "31"),
+        (Severity::Warning, "warning", "warnings", "33"),
+        (Severity::Ok, "ok", "ok", "32"),
     ] {
         let group: Vec<_> = found.iter().filter(|finding| finding.severity == severity).collect();
         let label = if colours { format!("\x1b[{colour}m{word}\x1b[0m") } else { word.to_owned() };
@@ -99,7 +99,7 @@ fn report(found: &[Finding], colours: bool) -> String {
                 text.push_str(&format!("    run: {}\n", clean(line)));
             }
         }
-        counts.push(format!("{} {word}", group.len()));
+        counts.push(format!("{} {}", group.len(), if group.len() == 1 { word } else { words }));
     }
     text.push_str(&format!("{}\n", counts.join(", ")));
     text
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(
             report(&found, false),
             "problem: a?[2Jb\n    because\n    run: this\n    run: that\nok: net.ipv4.ip_forward is on\n\
-             1 problem, 0 warning, 1 ok\n"
+             1 problem, 0 warnings, 1 ok\n"
         );
         assert!(report(&found, true).starts_with("\x1b[31mproblem\x1b[0m: "));
     }
