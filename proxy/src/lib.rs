@@ -36,6 +36,7 @@ pub mod generators;
 pub mod health;
 pub mod host;
 pub mod iptables;
+mod listen;
 pub mod manifests;
 pub mod metrics;
 pub mod model;

@@ -20,6 +20,7 @@ use super::rule::{PREFIX, Table};
 use super::saved;
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::host::Host;
+use crate::listen;
 use crate::model::{Balance, Family, ServiceName};
 use crate::nftables;
 use crate::plan::ServicePlan;
@@ -238,7 +239,9 @@ impl Backend for Iptables {
         match self.programs {
             Programs::Nft => {
                 let events = Events::open().map_err(BackendError::Nftables)?;
-                tokio::spawn(listen(events, self.own.clone(), doubt));
+                let own = self.own.clone();
+                let concerns = move |event| is_others(event, own.clone());
+                tokio::spawn(listen::follow(events, Events::open, concerns, doubt));
             }
             Programs::Legacy => {
                 let open = |family| Some((family, Legacy::open(family == Family::V6).ok()?));
@@ -281,26 +284,19 @@ fn shapes_of(rules: Rules) -> Option<Shapes> {
     (rules.backend == Programs::Legacy).then(|| Legacy::open(rules.ipv6).ok())?.as_ref().and_then(shapes)
 }
 
-async fn listen(mut events: Events, own: Own, doubt: Doubt) {
-    loop {
-        match events.next().await {
-            Ok(Event::Commit { port, tables, process }) if tables.iter().any(is_iptables) => {
-                // The port of a program of ours is known once it has ended.
-                let own = own.clone();
-                let ours = tokio::task::spawn_blocking(move || own.lock().ports.contains(&port));
-                if !ours.await.unwrap_or(false) {
-                    tracing::debug!(process, "somebody else changed iptables' tables");
-                    doubt.raise();
-                }
-            }
-            Ok(Event::Commit { .. }) => {}
-            Ok(Event::Lost) => doubt.raise(),
-            Err(error) => {
-                tracing::error!(%error, "nftables' events have ended; changes are found by the slow timer only");
-                return;
-            }
-        }
+/// Whether somebody else than a program of ours changed a table of iptables'.
+async fn is_others(event: Event, own: Own) -> bool {
+    let Event::Commit { port, tables, process } = event else { return false };
+    if !tables.iter().any(is_iptables) {
+        return false;
     }
+    // The port of a program of ours is known once it has ended.
+    let ours = tokio::task::spawn_blocking(move || own.lock().ports.contains(&port));
+    let others = !ours.await.unwrap_or(false);
+    if others {
+        tracing::debug!(process, "somebody else changed iptables' tables");
+    }
+    others
 }
 
 /// Whether it is a table that the programs write ours to.

@@ -2,7 +2,9 @@
 //! there is [`Program`]'s to say.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use weft_daemon::log::chain;
 use weft_kernel::nft::{
@@ -15,6 +17,7 @@ use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::explain::packet::Object;
 use crate::host::Host;
 use crate::iptables;
+use crate::listen;
 use crate::model::{PortName, ServiceName};
 use crate::plan::{Frontend, ServicePlan};
 
@@ -32,7 +35,8 @@ pub struct Nftables {
 
 #[derive(Debug)]
 struct Watch {
-    membership: Membership,
+    /// Of the socket that is listened to now.
+    membership: Arc<Mutex<Membership>>,
     doubt: Doubt,
 }
 
@@ -113,13 +117,17 @@ impl Nftables {
 }
 
 impl Watch {
+    fn membership(&self) -> MutexGuard<'_, Membership> {
+        self.membership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether nothing is heard from now on.
     fn leave(&self) -> bool {
-        self.membership.leave().is_ok()
+        self.membership().leave().is_ok()
     }
 
     fn join(&self) {
-        if let Err(error) = self.membership.join() {
+        if let Err(error) = self.membership().join() {
             tracing::error!(%error, "cannot listen to nftables again; changes by others are found by the slow timer only");
         }
     }
@@ -205,29 +213,30 @@ impl Backend for Nftables {
     }
 
     fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError> {
-        let mut events = Events::open().map_err(BackendError::Nftables)?;
+        let events = Events::open().map_err(BackendError::Nftables)?;
         let membership = events.membership().map_err(BackendError::Nftables)?;
-        self.watch = Some(Watch { membership, doubt: doubt.clone() });
-        let (port, table) = (self.nft.port(), table_key());
-        tokio::spawn(async move {
-            loop {
-                match events.next().await {
-                    Ok(Event::Commit { port: from, .. }) if from == port => {}
-                    Ok(Event::Commit { tables, process, .. }) => {
-                        if tables.contains(&table) {
-                            tracing::info!(%table, process, "somebody else changed our table");
-                            doubt.raise();
-                        }
-                    }
-                    Ok(Event::Lost) => doubt.raise(),
-                    Err(error) => {
-                        tracing::error!(%error, "nftables' events have ended; changes are found by the slow timer only");
-                        return;
-                    }
-                }
-            }
-        });
+        let membership = Arc::new(Mutex::new(membership));
+        self.watch = Some(Watch { membership: Arc::clone(&membership), doubt: doubt.clone() });
+        let open = move || {
+            let events = Events::open()?;
+            *membership.lock().unwrap_or_else(PoisonError::into_inner) = events.membership()?;
+            Ok(events)
+        };
+        let ours = self.nft.port();
+        tokio::spawn(listen::follow(events, open, move |event| ready(is_others(&event, ours)), doubt));
         Ok(())
+    }
+}
+
+/// Whether somebody else than the socket `ours` changed our table.
+fn is_others(event: &Event, ours: u32) -> bool {
+    let table = table_key();
+    match event {
+        Event::Commit { port, tables, process } if *port != ours && tables.contains(&table) => {
+            tracing::info!(%table, process, "somebody else changed our table");
+            true
+        }
+        _ => false,
     }
 }
 
