@@ -121,7 +121,7 @@ impl Manifests {
                 let ports = |ip: IpAddr| (1..=last_port).map(move |port| SocketAddr::new(ip, port));
                 for at in markers.iter().flat_map(|(marker, _)| ports(*marker)) {
                     match host.asks(at, Protocol::Tcp, TOLD) {
-                        Answer::Refused => {}
+                        Answer::Refused | Answer::Reset => {}
                         other => return Err(format!("{at}: {other:?}")),
                     }
                 }

@@ -57,6 +57,8 @@ pub enum Answer {
     },
     /// Told that nobody is there: a reset, or ICMP.
     Refused,
+    /// Somebody took the connection and broke it off: a userspace proxy that reached no endpoint.
+    Reset,
     /// Told nothing in time.
     Silent,
     /// Anything else; what the kernel said.
@@ -180,6 +182,7 @@ pub(super) fn ask(to: SocketAddr, protocol: Protocol, limit: Duration) -> Answer
         Ok((server, seen_as)) => Answer::From { server, seen_as },
         Err(error) => match error.kind() {
             ErrorKind::ConnectionRefused => Answer::Refused,
+            ErrorKind::ConnectionReset => Answer::Reset,
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silent,
             _ => Answer::Failed(error.to_string()),
         },
