@@ -17,6 +17,7 @@ mod scene;
 mod stacks;
 mod terminating;
 mod udp;
+mod userspace;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -83,14 +84,27 @@ fn told_of(mode: Mode) -> impl Iterator<Item = (&'static str, &'static Story)> {
         ("established", established::STORIES),
         ("explained", explained::STORIES),
         ("stacks", stacks::STORIES),
+        ("carried", userspace::STORIES),
     ];
     // The same rules by the other programs: some stories that change them most.
     let by_legacy = ["ports", "terminating", "stacks"];
-    let modules = modules
-        .into_iter()
-        .filter(move |(module, _)| mode != Mode::IptablesLegacy || by_legacy.contains(module));
-    modules.flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)))
+    let all = modules.into_iter().flat_map(|(module, stories)| stories.iter().map(move |it| (module, it)));
+    all.filter(move |(module, (story, ..))| match mode {
+        Mode::Nftables | Mode::Iptables => *module != "carried",
+        Mode::IptablesLegacy => by_legacy.contains(module),
+        Mode::Userspace => !LED.contains(story),
+    })
 }
+
+/// Stories that are so where the kernel leads connections to endpoints: who is seen as whom, what loopback
+/// addresses are not for, who counts. [`userspace`] tells what is so where the proxy carries them.
+const LED: [&str; 5] = [
+    "servers_see_the_pod_that_asks",
+    "node_ports_stay_off_loopback",
+    "external_local_shows_the_client",
+    "the_external_policy_changes",
+    "bytes_by_service_and_endpoint",
+];
 
 /// Every story for every family, each with a number of its own, from which its addresses and ports follow.
 fn trials(mode: Mode, stage: &Stage) -> Vec<Trial> {

@@ -59,10 +59,12 @@ pub(crate) enum Mode {
     Iptables,
     /// By the programs for the kernel's older tables.
     IptablesLegacy,
+    /// By nftables, and connections over TCP are carried by the proxy.
+    Userspace,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::IptablesLegacy];
+    pub(crate) const ALL: [Self; 4] = [Self::Nftables, Self::Iptables, Self::IptablesLegacy, Self::Userspace];
 
     /// Nobody says where node ports are served in the nftables mode. In the others they would be served at
     /// every address, which is one story's; here they are served alike.
@@ -70,13 +72,14 @@ impl Mode {
         match self {
             Self::Nftables => &[],
             Self::Iptables | Self::IptablesLegacy => &["--mode=iptables", "--nodeport-addresses=primary"],
+            Self::Userspace => &["--mode=userspace", "--drain-timeout=2s"],
         }
     }
 
     /// Before the proxy begins: which of iptables' programs the host uses is told by the tables it has.
     fn prepare(self, host: &Host) -> Result<(), LabError> {
         let programs = match self {
-            Self::Nftables => return Ok(()),
+            Self::Nftables | Self::Userspace => return Ok(()),
             Self::Iptables => "nft",
             Self::IptablesLegacy => "legacy",
         };
@@ -93,7 +96,11 @@ impl Mode {
         ];
         let found = looks.map(|(look, ours)| host.run(look).stdout.contains(ours));
         let what = format!("{}, mode {self}: rules there are by {looks:?}: {found:?}", host.name());
-        let right = found == Self::ALL.map(|mode| mode == self);
+        let right = match self {
+            Self::Nftables | Self::Userspace => found == [true, false, false],
+            Self::Iptables => found == [false, true, false],
+            Self::IptablesLegacy => found == [false, false, true],
+        };
         right.then_some(()).ok_or(LabError::Traffic { what })
     }
 }
@@ -104,6 +111,7 @@ impl fmt::Display for Mode {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
             Self::IptablesLegacy => "legacy",
+            Self::Userspace => "userspace",
         })
     }
 }

@@ -166,6 +166,27 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// As [`Stage::undisturbed_by`], without connections that are kept all along.
+    #[track_caller]
+    fn undisturbed_but_for_kept_ones(
+        &self,
+        what: &str,
+        fault: impl FnOnce() -> Result<(), LabError>,
+    ) -> Result<(), LabError> {
+        let mut traffic = self.traffic()?;
+        traffic.talks.clear();
+        fault()?;
+        traffic.goes_on();
+        let (count, longest) = traffic.stop_without_failure(what)?;
+        println!(
+            "| {what} | {count} new connections, 0 failed, the longest took {} ms |",
+            longest.as_millis()
+        );
+        Ok(())
+    }
+}
+
 fn web(spec: Value) -> Value {
     service_at("web", &VIPS, NODE_PORT, spec)
 }
@@ -264,6 +285,61 @@ fn nothing_is_lost_when_the_daemon_goes_and_comes() -> Result<(), LabError> {
             stage.manifests().apply(&[node(&stage.ash(), Some(zone))])?;
         }
         Ok(())
+    })?;
+    within(SOON, || proxy.as_planned());
+    stage.lab.down()
+}
+
+/// The userspace mode: while there is no proxy, the kernel leads new connections as the nftables mode
+/// does. Those that the old process carries may end in their own time, up to its deadline.
+#[test]
+fn no_new_connection_is_lost_when_the_userspace_proxy_goes_and_comes() -> Result<(), LabError> {
+    let stage = Stage::new("proxy-userspace")?;
+    let proxy = stage.ash().proxy();
+    let userspace = || {
+        proxy.launch_with(&["--mode=userspace", "--drain-timeout=3s"])?;
+        proxy.wait_until_ready(SOON)
+    };
+    let stop = || -> Result<(), LabError> {
+        assert!(proxy.stop()?, "it leaves when it is asked to");
+        Ok(())
+    };
+    stage.undisturbed_by("from nftables to userspace", || {
+        stop()?;
+        userspace()
+    })?;
+    within(SOON, || proxy.as_planned());
+    stage.undisturbed_but_for_kept_ones("stop and start, in userspace mode", || {
+        for _ in 0..3 {
+            stop()?;
+            userspace()?;
+        }
+        Ok(())
+    })?;
+    let (from, to) = stage.paths().into_iter().next().expect("a path");
+    let kept = from.converse_with(to, BEAT)?.1;
+    within(SOON, || if kept.so_far().received > 0 { Ok(()) } else { Err("nothing yet") });
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(stop);
+        let before = kept.so_far().received;
+        within(
+            SOON,
+            || if kept.so_far().received > before + 100 { Ok(()) } else { Err("it does not go on") },
+        );
+        assert!(!stopping.is_finished(), "it waits for who it carries");
+        stopping.join().expect("no panic")
+    })?;
+    within(SOON, || kept.so_far().broken.ok_or("it goes on without its proxy"));
+    drop(kept);
+    stage.served_again("stopped");
+    // What is killed tells nobody, and the rules lead to it until there is another one.
+    userspace()?;
+    proxy.kill()?;
+    userspace()?;
+    stage.served_again("kill -9 and start, in userspace mode");
+    stage.undisturbed_but_for_kept_ones("from userspace to nftables", || {
+        stop()?;
+        proxy.start()
     })?;
     within(SOON, || proxy.as_planned());
     stage.lab.down()

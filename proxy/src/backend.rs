@@ -1,4 +1,4 @@
-//! What every mode offers, nftables and iptables alike: plans go in, the kernel holds them.
+//! What every mode offers, nftables, iptables and userspace alike: plans go in, the kernel holds them.
 //!
 //! Behind it a mode is a pure program (what should be there) and a thin hand (look, compare, write).
 //! Calls block for as long as the kernel takes. None of them takes anything away because of an error:
@@ -92,6 +92,15 @@ pub trait Backend: Send {
     /// # Errors
     /// When the kernel cannot be watched.
     fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError>;
+
+    /// The daemon ends: whatever needs it is led another way, if there is one. These are all services.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read or refuses; all stays as it was.
+    fn leave(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError> {
+        let _ = (host, plans);
+        Ok(Applied::default())
+    }
 }
 
 /// Services with their plans, one by one, so that nobody has to hold all of them.
@@ -132,6 +141,15 @@ pub enum BackendError {
     /// nftables refused a change; what was in force still is.
     #[error(transparent)]
     Write(#[from] CommitError),
+    /// Connections cannot be accepted where the rules would lead them.
+    #[error("cannot listen at {addresses:?}")]
+    Listen {
+        /// Addresses of this host.
+        addresses: Vec<IpAddr>,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A program of iptables' failed.
     #[error(transparent)]
     Iptables(#[from] ProgramError),

@@ -48,6 +48,9 @@ pub struct Settings {
     pub client_hash: ClientHash,
     /// New connections are counted for each endpoint, where the mode can do so.
     pub count_connections: bool,
+    /// Connections over TCP are carried by this process, in its own name: endpoints see an address of
+    /// this host, and node ports at loopback addresses need nothing of the kernel.
+    pub userspace: bool,
 }
 
 /// By which hash a client's address finds its slot, with `weft.dev/balance: client-hash`. Neither may
@@ -110,7 +113,8 @@ pub enum NodePortAddress {
     All,
     /// `primary`: the addresses that the host is known by.
     Primary,
-    /// `localhost`: 127.0.0.0/8. There is no such thing for IPv6: the kernel routes nothing to `::1`.
+    /// `localhost`: 127.0.0.0/8. There is no such thing for IPv6: the kernel routes nothing to `::1`. In
+    /// userspace mode it is that address, too, and both for TCP alone.
     Localhost,
     /// Those of the host's addresses that are in the range. 0.0.0.0/0 and ::/0 are `all` for their
     /// family.
@@ -164,6 +168,22 @@ impl NodePortAddresses {
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, BadNodePortAddress> {
         let entries: Result<Vec<_>, _> = entries.into_iter().map(NodePortAddress::parse).collect();
         entries.map(|entries| if entries.is_empty() { Self::default() } else { Self(entries) })
+    }
+
+    /// The same without loopback addresses.
+    pub fn without_localhost(&self) -> Self {
+        let stays = |entry: &&NodePortAddress| match entry {
+            NodePortAddress::Localhost => false,
+            NodePortAddress::Range(range) => !range.ip().is_loopback(),
+            NodePortAddress::All | NodePortAddress::Primary => true,
+        };
+        let mut entries: Vec<_> = self.0.iter().filter(stays).cloned().collect();
+        if entries.is_empty() {
+            // An empty list would be the default. Nobody has these addresses (RFC 5737, RFC 3849).
+            let nowhere = ["192.0.2.0/32", "2001:db8::/128"];
+            entries = nowhere.iter().filter_map(|range| NodePortAddress::parse(range).ok()).collect();
+        }
+        Self(entries)
     }
 
     /// The entries that say something about a family. A list of nothing but ranges, none of them of

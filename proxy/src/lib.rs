@@ -48,3 +48,4 @@ mod semantics;
 pub mod simulate;
 pub mod source;
 pub mod stale;
+pub mod userspace;

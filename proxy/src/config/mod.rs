@@ -25,6 +25,7 @@ use ipnetwork::IpNetwork;
 use crate::around::settings::Wishes;
 use crate::host::{ClientHash, DetectLocal, NodePortAddresses, Settings, Strict};
 use crate::model::NodeName;
+use crate::userspace;
 
 /// What decides which packets go where, in whose rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,9 @@ pub enum Mode {
     Nftables,
     /// In iptables, with either of its programs.
     Iptables,
+    /// Connections over TCP are carried by this process; nftables leads them there, and the rest where
+    /// it belongs.
+    Userspace,
 }
 
 /// Why a string is no mode.
@@ -43,7 +47,7 @@ pub enum BadMode {
     #[error("`{0}`: {1}; use `nftables`, or leave it out")]
     Refused(String, &'static str),
     /// Nobody has it.
-    #[error("`{0}` is no mode; use `nftables` or `iptables`")]
+    #[error("`{0}` is no mode; use `nftables`, `iptables` or `userspace`")]
     Unknown(String),
 }
 
@@ -142,6 +146,10 @@ pub struct Given {
     pub accounting: Option<bool>,
     /// Ours alone: new connections of each service and endpoint are counted.
     pub connection_metrics: Option<bool>,
+    /// Ours alone, in userspace mode: the most connections of a source at once; 0: any number.
+    pub connections_per_source: Option<u32>,
+    /// Ours alone, in userspace mode: how long connections may go on when the daemon stops.
+    pub drain: Option<Duration>,
     /// `oomScoreAdj`.
     pub oom_score_adj: Option<i16>,
     /// `logging.format` is `json`.
@@ -167,6 +175,8 @@ pub struct Config {
     pub settings: Settings,
     /// Where cluster addresses come from.
     pub service_cidrs: Vec<IpNetwork>,
+    /// How connections are carried in userspace mode.
+    pub userspace: userspace::Options,
     /// What is wanted of the kernel's settings.
     pub wishes: Wishes,
     /// How often everything is compared with the kernel.
@@ -221,6 +231,8 @@ impl Given {
             conntrack: self.conntrack.over(below.conntrack),
             accounting: self.accounting.or(below.accounting),
             connection_metrics: self.connection_metrics.or(below.connection_metrics),
+            connections_per_source: self.connections_per_source.or(below.connections_per_source),
+            drain: self.drain.or(below.drain),
             oom_score_adj: self.oom_score_adj.or(below.oom_score_adj),
             log_json: self.log_json.or(below.log_json),
             verbosity: self.verbosity.or(below.verbosity),
@@ -234,7 +246,7 @@ impl Given {
     pub fn settle(self) -> Result<Config, Unsettled> {
         let mode = self.mode.unwrap_or_default();
         let of_mode = match mode {
-            Mode::Nftables => self.nftables,
+            Mode::Nftables | Mode::Userspace => self.nftables,
             Mode::Iptables => self.iptables,
         };
         let mut notes = Vec::new();
@@ -256,10 +268,15 @@ impl Given {
                 masquerade_all: of_mode.masquerade_all.unwrap_or(false),
                 strict,
                 client_hash: match mode {
-                    Mode::Nftables => ClientHash::Jhash,
+                    Mode::Nftables | Mode::Userspace => ClientHash::Jhash,
                     Mode::Iptables => ClientHash::Murmur,
                 },
-                count_connections: self.connection_metrics.unwrap_or(false),
+                count_connections: self.connection_metrics.unwrap_or(false) && mode != Mode::Userspace,
+                userspace: mode == Mode::Userspace,
+            },
+            userspace: userspace::Options {
+                per_source: self.connections_per_source.filter(|most| *most > 0),
+                drain: self.drain.unwrap_or(userspace::Options::default().drain),
             },
             service_cidrs,
             wishes: Wishes { conntrack: self.conntrack.into(), accounting: self.accounting.unwrap_or(false) },
@@ -302,12 +319,13 @@ impl Given {
 
     /// kube-proxy's defaults: `primary` with nftables, `all` with iptables. There it serves 127.0.0.1,
     /// too, unless told not to; that takes `route_localnet`, which lets neighbours reach services that
-    /// listen on loopback (CVE-2020-8558), so weft has to be told to.
+    /// listen on loopback (CVE-2020-8558), so weft has to be told to. In userspace mode it takes nothing.
     fn node_port_addresses(&self, mode: Mode) -> NodePortAddresses {
         let localhost = mode == Mode::Iptables && self.localhost_node_ports == Some(true);
         match (&self.node_ports, mode) {
             (Some(given), _) => given.clone(),
             (None, Mode::Nftables) => NodePortAddresses::default(),
+            (None, Mode::Userspace) => NodePortAddresses::parse(["primary", "localhost"]).unwrap_or_default(),
             (None, Mode::Iptables) => {
                 let words = ["all"].into_iter().chain(localhost.then_some("localhost"));
                 NodePortAddresses::parse(words).unwrap_or_default()
@@ -386,7 +404,7 @@ impl FromStr for Mode {
             "nftables" => Ok(Self::Nftables),
             "iptables" => Ok(Self::Iptables),
             "ipvs" => refused("weft has no IPVS mode, and Kubernetes gives its own up"),
-            "userspace" => refused("Kubernetes has none such any more"),
+            "userspace" => Ok(Self::Userspace),
             "kernelspace" => refused("that is for Windows"),
             _ => Err(BadMode::Unknown(text.to_owned())),
         }
@@ -398,6 +416,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Userspace => "userspace",
         })
     }
 }

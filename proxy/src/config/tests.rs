@@ -209,7 +209,7 @@ fn fields_that_are_refused() {
             "mode: `ipvs`: weft has no IPVS mode, and Kubernetes gives its own up; use `nftables`, or leave it out",
         ),
         ("mode: kernelspace", "mode: `kernelspace`: that is for Windows; use `nftables`, or leave it out"),
-        ("mode: fast", "mode: `fast` is no mode; use `nftables` or `iptables`"),
+        ("mode: fast", "mode: `fast` is no mode; use `nftables`, `iptables` or `userspace`"),
         ("mode: [nftables]", "mode: [\"nftables\"] must be a string"),
         (
             "detectLocalMode: cluster",
@@ -320,9 +320,32 @@ fn where_node_ports_are_served() {
             words(&["primary"]),
         ),
         ("nodePortAddresses: [all, localhost]", words(&["all", "localhost"])),
+        ("mode: userspace", words(&["primary", "localhost"])),
+        ("mode: userspace\nnodePortAddresses: [all]", words(&["all"])),
     ] {
         assert_eq!(settled(fields).settings.node_ports, expected, "{fields}");
     }
+}
+
+/// The rules are nftables' there, so its part of the file counts; the connections have numbers of their own.
+#[test]
+fn the_userspace_mode_takes_what_nftables_takes() {
+    let fields = "mode: userspace\nnftables: {masqueradeAll: true}\niptables: {syncPeriod: 7s}";
+    let Config { mode, settings, sync_period, userspace, .. } = settled(fields);
+    assert_eq!((mode, settings.client_hash), (Mode::Userspace, ClientHash::Jhash));
+    assert!(settings.userspace && settings.masquerade_all && sync_period.is_none());
+    assert_eq!(userspace, userspace::Options { per_source: None, drain: Duration::from_secs(30) });
+    let given = Given {
+        mode: Some(Mode::Userspace),
+        connection_metrics: Some(true),
+        connections_per_source: Some(0),
+        drain: Some(Duration::ZERO),
+        ..Given::default()
+    };
+    let Config { settings, userspace, .. } = given.settle().unwrap();
+    assert!(!settings.count_connections);
+    assert_eq!(userspace, userspace::Options { per_source: None, drain: Duration::ZERO });
+    assert!(!settled("mode: nftables").settings.userspace);
 }
 
 #[test]

@@ -286,5 +286,9 @@ fn node_port_places(host: &Host, family: Family) -> Vec<String> {
     if scope.localhost {
         places.push("127.0.0.0/8".to_owned());
     }
+    if scope.relayed {
+        let loopback = if family == Family::V4 { "127.0.0.0/8" } else { "::1" };
+        places.push(format!("{loopback} for TCP"));
+    }
     places
 }

@@ -134,7 +134,11 @@ fn places(scope: &NodePortScope, family: Family) -> Vec<IpAddr> {
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
         }];
     }
-    let localhost = scope.localhost.then_some(IpAddr::from(Ipv4Addr::LOCALHOST));
+    let loopback = match family {
+        Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    };
+    let localhost = (scope.localhost || scope.relayed).then_some(loopback);
     scope.listed.iter().copied().chain(localhost).collect()
 }
 

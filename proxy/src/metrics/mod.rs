@@ -1,6 +1,7 @@
 //! What the proxy counts of services' traffic, for `/metrics`.
 
 pub mod connections;
+pub mod relayed;
 pub mod traffic;
 
 use std::collections::BTreeMap;

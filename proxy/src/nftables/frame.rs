@@ -23,6 +23,7 @@ use super::pods::{LINK_NAME, Pods};
 use crate::host::Host;
 use crate::model::{Family, family_of};
 use crate::plan::NodePortScope;
+use crate::userspace::dial;
 
 /// `NF_IP_PRI_NAT_DST`.
 const DSTNAT: i32 = -100;
@@ -45,6 +46,8 @@ pub(super) struct Frame {
     strict: Option<Vec<ipnetwork::IpNetwork>>,
     /// Endpoints count the connections that they get.
     counts: bool,
+    /// This process carries connections over TCP; those that it opens itself are left alone.
+    userspace: bool,
 }
 
 /// Tells TCP clients by a reset, others by ICMP. (The kernel limits ICMP errors to about one a second
@@ -68,6 +71,7 @@ impl Frame {
             scopes: Family::ALL.map(|family| NodePortScope::of(host, family)),
             strict: host.settings.strict.as_ref().map(|strict| strict.service_cidrs.clone()),
             counts: host.settings.count_connections,
+            userspace: host.settings.userspace,
         }
     }
 
@@ -100,7 +104,7 @@ impl Frame {
             table.chains.insert(of("guard", family), plain(vec![guard(family)]));
             table.chains.insert(of("services", family), plain(self.services(family)));
             table.chains.insert(of("refuse", family), plain(self.refuse(family)));
-            table.chains.insert(of("postrouting", family), plain(vec![masquerade_hairpin(family)]));
+            table.chains.insert(of("postrouting", family), plain(vec![self.masquerade_hairpin(family)]));
         }
         let rejecting = vec![
             Rule::new().protocol(TCP).reject(Reject::TcpReset),
@@ -110,10 +114,12 @@ impl Frame {
         table.chains.insert(chain("astray"), plain(Family::ALL.map(drop_from_endpoints).to_vec()));
         for (hook, name) in [(Hook::Prerouting, "prerouting"), (Hook::Output, "output")] {
             let new = || Rule::new().ct_state(CT_NEW);
+            let ours =
+                || (self.userspace && hook == Hook::Output).then(|| Rule::new().mark(dial::MARK, dial::MARK));
             let by_family = |begin: &dyn Fn() -> Rule, to: &str| {
                 let v4 = begin().ipv4().jump(&of(to, Family::V4));
                 let v6 = begin().ipv6().jump(&of(to, Family::V6));
-                vec![v4, v6]
+                ours().map(Rule::return_).into_iter().chain([v4, v6]).collect::<Vec<_>>()
             };
             let mut guard = Vec::new();
             if hook == Hook::Prerouting && self.scope(Family::V4).localhost {
@@ -122,6 +128,12 @@ impl Frame {
                 // nor those node ports.
                 let to = destination(Family::V4);
                 guard.push(from_a_link(new().ipv4()).in_network(to, loopback()).drop());
+            }
+            if hook == Hook::Prerouting {
+                // Nor those that this process serves, to which the rules would lead before the kernel
+                // looks at where packets come from.
+                let relayed = Family::ALL.into_iter().filter(|family| self.scope(*family).relayed);
+                guard.extend(relayed.map(|family| from_a_link(to_loopback(new(), family)).drop()));
             }
             guard.extend(by_family(&new, "guard"));
             let before = base(ChainKind::Filter, hook, DSTNAT - BESIDE, guard);
@@ -190,6 +202,9 @@ impl Frame {
         if scope.localhost {
             rules.push(Rule::new().destination_is_local().in_network(to, loopback()));
         }
+        if scope.relayed {
+            rules.push(to_loopback(Rule::new(), family));
+        }
         rules
     }
 
@@ -213,6 +228,24 @@ impl Frame {
             rules.push(to(Map::ServiceCidrs).drop());
         }
         rules
+    }
+}
+
+impl Frame {
+    /// Connections that this process carries never need it: they end here.
+    fn masquerade_hairpin(&self, family: Family) -> Rule {
+        let reg = Reg::FIRST;
+        let but_tcp = |rule: Rule| {
+            rule.then(Expr::Meta { key: MetaKey::L4Proto, to: reg }).then(Expr::Cmp {
+                reg,
+                op: CmpOp::Ne,
+                value: vec![TCP],
+            })
+        };
+        let concerned = if self.userspace { but_tcp(translated()) } else { translated() };
+        concerned
+            .in_set([source(family), destination(family)], &Map::Hairpin.of(family).name())
+            .masquerade(true)
     }
 }
 
@@ -242,6 +275,15 @@ fn guard(family: Family) -> Rule {
     let source = guarded.load(source(family), reg(0));
     let (both, _) = load_frontend(source, Shape::Address, family, address_slots(family));
     both.then(Expr::Lookup { set: set(Map::Allowed), key: reg(0), invert: true }).drop()
+}
+
+/// Over TCP.
+fn to_loopback(rule: Rule, family: Family) -> Rule {
+    let to = destination(family);
+    match family {
+        Family::V4 => rule.ipv4().protocol(TCP).in_network(to, loopback()),
+        Family::V6 => rule.ipv6().protocol(TCP).is(to, std::net::Ipv6Addr::LOCALHOST.octets()),
+    }
 }
 
 fn loopback() -> ipnetwork::IpNetwork {
@@ -290,11 +332,5 @@ fn masquerade_marked() -> Rule {
         .load(Selector::Mark, reg)
         .then(Expr::Bitwise { from: reg, to: reg, mask, xor: vec![0; 4] })
         .then(Expr::SetMeta { key: MetaKey::Mark, from: reg })
-        .masquerade(true)
-}
-
-fn masquerade_hairpin(family: Family) -> Rule {
-    translated()
-        .in_set([source(family), destination(family)], &Map::Hairpin.of(family).name())
         .masquerade(true)
 }

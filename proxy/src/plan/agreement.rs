@@ -33,12 +33,12 @@ pub(crate) fn follow(
     let family = family_of(destination.ip());
     // No plan's business: the frame of the rules sees to it.
     if packet.input.is_some() && destination.ip().is_loopback() {
-        return if NodePortScope::of(host, family).localhost { Fate::Drop } else { Fate::Untouched };
+        return if serves_node_ports(host, packet) { Fate::Drop } else { Fate::Untouched };
     }
     let at_address = Frontend::Address(destination, packet.protocol);
     let at_port =
         NonZeroU16::new(destination.port()).map(|port| Frontend::NodePort(family, port, packet.protocol));
-    let at_port = at_port.filter(|_| serves_node_ports(host, destination.ip()));
+    let at_port = at_port.filter(|_| serves_node_ports(host, packet));
     let found = [Some(at_address), at_port].into_iter().flatten().find_map(|frontend| {
         let mut ports =
             plan.values().flat_map(|plan| &plan.ports).filter(|port| port.frontends.contains_key(&frontend));
@@ -84,10 +84,12 @@ fn hashed(set: &[SocketAddr], host: &Host, packet: &Packet) -> SocketAddr {
     set[table[crate::simulate::client_slot(packet.source, host.settings.client_hash) as usize]]
 }
 
-fn serves_node_ports(host: &Host, address: IpAddr) -> bool {
+fn serves_node_ports(host: &Host, packet: &Packet) -> bool {
+    let address = packet.destination.ip();
     let scope = NodePortScope::of(host, family_of(address));
     let own = host.addresses.contains(&address);
-    scope.listed.contains(&address) || (scope.all && own) || (scope.localhost && address.is_loopback())
+    let loopback = scope.localhost || (scope.relayed && packet.protocol == Protocol::Tcp);
+    scope.listed.contains(&address) || (scope.all && own) || (loopback && address.is_loopback())
 }
 
 fn from_local_pod(host: &Host, packet: &Packet) -> bool {
@@ -212,6 +214,6 @@ fn a_scope_of_all_lists_nothing() {
     let settings = crate::host::Settings { node_ports, ..Default::default() };
     let observed = crate::generators::observed();
     let host = Host::on(&Model::default(), NodeName::new("ash"), observed, settings);
-    let expected = NodePortScope { all: true, listed: BTreeSet::new(), localhost: false };
+    let expected = NodePortScope { all: true, ..NodePortScope::default() };
     assert_eq!(NodePortScope::of(&host, Family::V4), expected);
 }

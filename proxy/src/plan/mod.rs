@@ -124,7 +124,11 @@ fn served(model: &Model, claims: &Claims, host: &Host, name: &ServiceName, servi
             local.entry(family).or_default().extend(candidates.local_ready.iter().map(SocketAddr::ip));
             let held =
                 claims.held(name).filter(|held| held.port == index && held.frontend.family() == family);
-            let treat = |kind| treatment::treatment(service, kind, family, &candidates, host);
+            let relayed = host.settings.userspace && port.protocol == Protocol::Tcp;
+            let treat = |kind| {
+                let treatment = treatment::treatment(service, kind, family, &candidates, host);
+                if relayed { treatment.masquerading(true) } else { treatment }
+            };
             let frontends: BTreeMap<Frontend, Treatment> =
                 held.map(|held| (held.frontend, treat(held.kind))).collect();
             let led_to = |policy| frontends.values().any(|treatment| treatment.leads_to(policy));

@@ -42,6 +42,17 @@ pub enum Path {
 }
 
 impl Treatment {
+    /// The same with every path to endpoints masqueraded, or none.
+    #[must_use]
+    pub fn masquerading(self, masquerade: bool) -> Self {
+        let change = |path| match path {
+            Path::To { set, .. } => Path::To { set, masquerade },
+            Path::Reject | Path::Drop => path,
+        };
+        let Self { sources, pods, host, others } = self;
+        Self { sources, pods: change(pods), host: change(host), others: change(others) }
+    }
+
     /// Whether a path leads to that set.
     pub fn leads_to(&self, policy: Policy) -> bool {
         let paths = [self.pods, self.host, self.others];

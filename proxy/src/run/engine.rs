@@ -122,7 +122,7 @@ impl Engine {
             };
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return self.leave(),
                 () = doubt.raised() => self.doubted(),
                 task = timer => self.perform(task),
                 news = source.next() => {
@@ -140,6 +140,17 @@ impl Engine {
                     Err(_) => follows = false,
                 },
                 Some(ask) = asks.recv() => ask(self.backend.as_mut()),
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.schedule.is_loaded() {
+            let world = self.told.world.read();
+            match self.backend.leave(&world.host, &mut world.plans()) {
+                Ok(Applied { changes: 0 }) => {}
+                Ok(Applied { changes }) => tracing::info!(changes, "the kernel goes on by itself"),
+                Err(error) => tracing::error!(error = chain(&error), "the kernel does not go on by itself"),
             }
         }
     }

@@ -44,6 +44,7 @@ use crate::manifests::{Follow, SourceError};
 use crate::metrics;
 use crate::nftables::Nftables;
 use crate::source::{News, Source};
+use crate::userspace::{Relay, Userspace};
 use engine::{Engine, Told};
 use numbers::Numbers;
 
@@ -114,6 +115,7 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
 
     // Watches first, so that nothing falls between looking and listening.
     let doubt = Doubt::default();
+    let mut relay: Option<Relay> = None;
     let mut backend: Box<dyn Backend> = match options.mode {
         Mode::Nftables => {
             release::check()?;
@@ -122,6 +124,11 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         Mode::Iptables => {
             base_chains::remember(&options.proxy_state_dir());
             Box::new(Iptables::open()?.counted(&daemon.metrics))
+        }
+        Mode::Userspace => {
+            release::check()?;
+            let started = Relay::start(options.userspace).map_err(RunError::Daemon)?;
+            Box::new(Userspace::open(relay.insert(started).clone())?)
         }
     };
     backend.watch(doubt.clone())?;
@@ -138,8 +145,14 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
         _ if !options.settings.count_connections => {}
         Mode::Nftables => metrics::connections::register(&daemon.metrics, world.clone()),
         Mode::Iptables => tracing::warn!("new connections are counted in nftables mode only"),
+        // It has numbers of its own.
+        Mode::Userspace => {}
     }
-    if options.wishes.accounting {
+    if let Some(relay) = &relay {
+        metrics::relayed::register(&daemon.metrics, relay);
+    }
+    // What the userspace mode carries it counts itself; a flow of such a connection leads to us.
+    if options.wishes.accounting && options.mode != Mode::Userspace {
         tokio::spawn(metrics::traffic::follow(world.clone(), commits.subscribe(), daemon.metrics.clone()));
     }
     let mode = backend.mode();
@@ -168,6 +181,13 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     running.stopped().await;
     // It has no way to fail but a panic, which has been reported already.
     let _ = serving.await;
+    if let Some(relay) = relay {
+        tracing::info!(connections = relay.active(), "waiting for connections to end");
+        match relay.drained().await {
+            0 => {}
+            left => tracing::warn!(connections = left, "broken off: they did not end in time"),
+        }
+    }
     Ok(())
 }
 

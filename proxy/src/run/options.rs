@@ -11,6 +11,7 @@ use crate::around::settings::Wishes;
 use crate::config::Mode;
 use crate::host::Settings;
 use crate::model::NodeName;
+use crate::userspace;
 
 /// What `weft proxy` shall do.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub struct Options {
     pub healthz: Option<SocketAddr>,
     /// Where `/metrics` is (`--metrics-bind-address`).
     pub metrics: Option<SocketAddr>,
+    /// How connections are carried in userspace mode.
+    pub userspace: userspace::Options,
     /// What is wanted of the kernel's settings.
     pub wishes: Wishes,
     /// Sockets, and what does not outlive a boot (`--run-dir`).

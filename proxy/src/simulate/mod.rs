@@ -152,18 +152,20 @@ fn answers(service: &Service, port: &ServicePort, host: &Host, packet: &Packet) 
         }
     }
     let number = port.node_port?.get();
-    (number == to.port() && has_node_ports(host, to.ip())).then_some(FrontendKind::NodePort)
+    (number == to.port() && has_node_ports(host, packet)).then_some(FrontendKind::NodePort)
 }
 
-/// Whether the host serves node ports at that address.
-fn has_node_ports(host: &Host, address: IpAddr) -> bool {
-    let loopback_v4 = address.is_ipv4() && address.is_loopback();
+/// Whether the host serves node ports where the packet is for.
+fn has_node_ports(host: &Host, packet: &Packet) -> bool {
+    let address = packet.destination.ip();
+    let loopback = address.is_loopback()
+        && if host.settings.userspace { packet.protocol == Protocol::Tcp } else { address.is_ipv4() };
     let own = host.addresses.contains(&address);
     host.settings.node_ports.in_family(family_of(address)).iter().any(|entry| match entry {
         NodePortAddress::All => own,
         NodePortAddress::Primary => host.primary.contains(&address),
-        NodePortAddress::Localhost => loopback_v4,
-        NodePortAddress::Range(range) if range.ip().is_loopback() => loopback_v4,
+        NodePortAddress::Localhost => loopback,
+        NodePortAddress::Range(range) if range.ip().is_loopback() => loopback,
         NodePortAddress::Range(range) => own && range.contains(address),
     })
 }
@@ -172,7 +174,7 @@ fn has_node_ports(host: &Host, address: IpAddr) -> bool {
 /// told not to for the sake of node ports at 127.0.0.1.
 fn to_loopback_from_outside(host: &Host, packet: &Packet, why: &mut Vec<String>) -> Outcome {
     why.push(format!("{} is for nobody but the host itself", packet.destination.ip()));
-    if has_node_ports(host, packet.destination.ip()) { Outcome::Drop } else { Outcome::Untouched }
+    if has_node_ports(host, packet) { Outcome::Drop } else { Outcome::Untouched }
 }
 
 /// A packet to a cluster address that no frontend takes, where the host is strict about those.
@@ -216,7 +218,11 @@ fn balance(
         why.push(format!("{} is in none of loadBalancerSourceRanges", packet.source));
         return Outcome::Drop;
     }
-    let (policy, masquerade) = policy(hit, host, packet, why);
+    let (policy, mut masquerade) = policy(hit, host, packet, why);
+    if host.settings.userspace && packet.protocol == Protocol::Tcp {
+        why.push("the userspace proxy connects to the endpoint, with this host's address".to_owned());
+        masquerade = true;
+    }
     let Usable { endpoints, note, elsewhere } = usable(model, host, hit.name, hit.port, packet, policy);
     why.push(note);
     if endpoints.is_empty() {

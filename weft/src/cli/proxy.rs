@@ -67,11 +67,12 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER", value_parser = oom_score_adj, allow_negative_numbers = true, help_heading = HOST)]
     oom_score_adj: Option<i16>,
 
-    /// How the kernel is told: `nftables` (the default) or `iptables`
+    /// How connections get to endpoints: by the kernel, with `nftables` (the default) or `iptables`; or
+    /// with `userspace`, where weft carries those over TCP itself, and nftables leads the rest
     #[arg(long, value_name = "MODE", visible_alias = "proxy-mode", value_parser = own::<Mode>, help_heading = TRAFFIC)]
     mode: Option<Mode>,
     /// At which of the host's addresses node ports are served: `primary`, `localhost`, `all` or ranges;
-    /// several with commas or repeated; by default `primary` with nftables, `all` with iptables
+    /// several with commas or repeated; by default `primary` with nftables, `all` with iptables, `primary,localhost` with userspace
     #[arg(long, value_name = "PLACE", value_delimiter = ',', help_heading = TRAFFIC)]
     nodeport_addresses: Vec<String>,
     /// With iptables, serve node ports at 127.0.0.1 too, if --nodeport-addresses says nothing
@@ -101,6 +102,15 @@ pub struct Args {
     /// every 10m
     #[arg(long, value_name = "TIME", visible_alias = "iptables-sync-period", value_parser = go_duration, help_heading = TRAFFIC)]
     resync: Option<Duration>,
+
+    /// In userspace mode, the most connections that one client address may have at once, over IPv6 one
+    /// /64; 0 is any number [default: 0]
+    #[arg(long, value_name = "COUNT", value_parser = number::<MOST>, help_heading = USERSPACE)]
+    connections_per_source: Option<u32>,
+    /// In userspace mode, how long connections may go on after the daemon is told to stop; meanwhile the
+    /// kernel leads new ones to endpoints [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = go_duration, help_heading = USERSPACE)]
+    drain_timeout: Option<Duration>,
 
     /// Tracked connections for each CPU; 0 leaves the kernel's limit as it is [default: 32768]
     #[arg(long, value_name = "COUNT", value_parser = number::<MOST>, help_heading = TRACKING)]
@@ -157,6 +167,7 @@ const MOST: u32 = i32::MAX as u32;
 const SOURCE: &str = "Source of services";
 const HOST: &str = "This host";
 const TRAFFIC: &str = "Traffic";
+const USERSPACE: &str = "Userspace mode";
 const TRACKING: &str = "Connection tracking";
 const SEEN: &str = "Health, metrics and logs";
 
@@ -239,13 +250,16 @@ impl Args {
         let (source, note) = declared(self.manifests, self.kubeconfig, config.kubeconfig.clone())?;
         notes.extend(note);
         let node = config.node_name.clone().map_or_else(host_name, Ok)?;
-        let Config { mode, settings, service_cidrs, sync_period, healthz, metrics, wishes, .. } = config;
+        let Config {
+            mode, settings, service_cidrs, sync_period, healthz, metrics, wishes, userspace, ..
+        } = config;
         let options = Options {
             source,
             mode,
             node,
             settings,
             service_cidrs,
+            userspace,
             wishes,
             run_dir: self.run_dir,
             state_dir: self.state_dir,
@@ -295,6 +309,8 @@ impl Args {
             },
             accounting: switch(self.conntrack_accounting),
             connection_metrics: switch(self.connection_metrics),
+            connections_per_source: self.connections_per_source,
+            drain: self.drain_timeout,
             oom_score_adj: self.oom_score_adj,
             log_json: self.log_format.map(|format| format == Format::Json),
             verbosity: self.v.map(|level| u8::try_from(level).unwrap_or(u8::MAX)),

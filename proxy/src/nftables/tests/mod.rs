@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod kernel;
+mod relayed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -115,6 +115,9 @@ fn every_flag_has_its_place() {
     let localhost = of(&["--mode=iptables", "--iptables-localhost-nodeports"]);
     let places = NodePortAddresses::parse(["all", "localhost"]).unwrap();
     assert_eq!(localhost.options.settings.node_ports, places);
+    let userspace = of(&["--mode=userspace", "--connections-per-source=9", "--drain-timeout=1m"]).options;
+    assert_eq!((userspace.mode, userspace.userspace.per_source), (Mode::Userspace, Some(9)));
+    assert_eq!(userspace.userspace.drain, Duration::from_secs(60));
     assert_eq!(of(&["--resync", "5"]).options.resync, Duration::from_secs(5));
     assert_eq!(of(&["--healthz-bind-address=0.0.0.0:0"]).options.healthz, None);
     assert_eq!(
@@ -200,7 +203,7 @@ fn what_is_refused_says_what_to_do() {
         "error: nothing says where services are declared\nhint: use --kubeconfig FILE or --manifests DIR\n"
     );
     let error = settings(&["--manifests=/m"], &[("WEFT_PROXY_MODE", "x")]).unwrap_err().render();
-    assert_eq!(error, "error: WEFT_PROXY_MODE: `x` is no mode; use `nftables` or `iptables`\n");
+    assert_eq!(error, "error: WEFT_PROXY_MODE: `x` is no mode; use `nftables`, `iptables` or `userspace`\n");
 }
 
 #[test]
