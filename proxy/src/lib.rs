@@ -10,6 +10,7 @@
 //! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
+//! - [`pools`]: which service of type LoadBalancer has which address;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
 //! - [`iptables`]: the same as iptables' rules;
 //! - [`source`]: what any source of them tells;
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod model;
 pub mod nftables;
 pub mod plan;
+pub mod pools;
 pub mod run;
 #[cfg(test)]
 mod semantics;
