@@ -1,5 +1,6 @@
 //! Session affinity: a client keeps its endpoint for as long as it comes back in time.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ stories![Each:
     affinity_lasts_from_the_last_connection,
     affinity_is_switched,
     affinity_is_switched_at_node_ports,
+    affinity_is_switched_at_load_balancers,
     a_client_whose_endpoint_is_gone_moves_once,
     affinity_stays_among_local_endpoints,
 ];
@@ -61,7 +63,7 @@ fn affinity_is_one_for_all_of_a_service_s_addresses(case: &Case) -> Result<(), L
     let mut spec = sticky(10_800);
     spec["externalIPs"] = json!([case.public(0)]);
     case.declare(&[case.node_port_service(0, spec), case.slice(0, &case.endpoints(&SERVERS))])?;
-    let external = std::net::SocketAddr::new(case.public(0), 80);
+    let external = SocketAddr::new(case.public(0), 80);
     for from in ["ash/two", "ash/one"] {
         let first = case.sticks(from, case.web(0), Protocol::Tcp, CONFIRMED);
         for to in [case.at("ash", 0), external, case.web(0)] {
@@ -103,13 +105,20 @@ fn affinity_lasts_from_the_last_connection(case: &Case) -> Result<(), LabError> 
     Ok(())
 }
 
-fn switched(case: &Case, from: &str, to: std::net::SocketAddr) -> Result<(), LabError> {
+fn switched(case: &Case, from: &str, to: SocketAddr) -> Result<(), LabError> {
     let _up = case.serve(0, &SERVERS)?;
     case.declare(&[case.slice(0, &case.endpoints(&SERVERS))])?;
+    let service = |mut spec: Value| {
+        spec["type"] = json!("LoadBalancer");
+        spec["ports"] = case.both(Some(0));
+        let mut service = case.service(0, spec);
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": case.public(0)}]}});
+        service
+    };
     for _ in 0..2 {
-        case.declare(&[case.node_port_service(0, json!({}))])?;
+        case.declare(&[service(json!({}))])?;
         case.reaches(from, to, Protocol::Tcp, &SERVERS);
-        case.declare(&[case.node_port_service(0, sticky(10_800))])?;
+        case.declare(&[service(sticky(10_800))])?;
         case.sticks(from, to, Protocol::Tcp, CONFIRMED);
     }
     Ok(())
@@ -121,6 +130,11 @@ fn affinity_is_switched(case: &Case) -> Result<(), LabError> {
 
 fn affinity_is_switched_at_node_ports(case: &Case) -> Result<(), LabError> {
     switched(case, "outside", case.at("cedar", 0))
+}
+
+fn affinity_is_switched_at_load_balancers(case: &Case) -> Result<(), LabError> {
+    case.routed(case.public(0), "birch")?;
+    switched(case, "outside", SocketAddr::new(case.public(0), 80))
 }
 
 /// At once, not when its time is over; and it does not move back.

@@ -1,6 +1,6 @@
 //! Established connections are nobody's business: whatever becomes of their service, they go on.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::stories;
 stories![Each:
     connections_outlive_their_endpoint_and_service,
     segments_out_of_window_break_nothing,
+    half_closed_connections_are_kept,
 ];
 
 const BEAT: Duration = Duration::from_millis(10);
@@ -81,4 +82,27 @@ fn segments_out_of_window_break_nothing(case: &Case) -> Result<(), LabError> {
     birch.run(format!("nft delete {table}")).ok()?;
     goes_on(&talk);
     talk.stop_without_loss().map(drop)
+}
+
+/// CLOSE_WAIT: a client that has said all may wait for its answer for an hour, not for the minute that the
+/// kernel would remember the connection.
+fn half_closed_connections_are_kept(case: &Case) -> Result<(), LabError> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, case.port(0)));
+    // Whoever answers takes its time: nobody accepts.
+    let listening = case.scene.place("birch/one").within(|| TcpListener::bind(any))?;
+    let io = |source| LabError::Io { what: format!("listen at {any}"), source };
+    let _listening = listening.map_err(io)?;
+    case.declare(&[case.service(0, json!({})), case.slice(0, &case.endpoints(&["birch/one"]))])?;
+    let stream = case.scene.place("ash/two").tcp_connect(case.web(0))?;
+    stream.shutdown(Shutdown::Write).map_err(|source| LabError::Io { what: "shut down".into(), source })?;
+    let family = if case.v6 { "ipv6" } else { "ipv4" };
+    within(SOON, || {
+        let listed =
+            case.scene.place("ash").run(format!("conntrack -L -f {family} -p tcp -d {}", case.ip(0)));
+        let words: Vec<&str> = listed.stdout.split_whitespace().collect();
+        let seconds = words.get(2).and_then(|word| word.parse().ok()).unwrap_or(0);
+        let kept = words.get(3) == Some(&"CLOSE_WAIT") && (3000..=3600).contains(&seconds);
+        if kept { Ok(()) } else { Err(format!("{listed:?}")) }
+    });
+    Ok(())
 }

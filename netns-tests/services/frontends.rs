@@ -8,12 +8,16 @@ use weft_lab::LabError;
 use weft_lab::manifests::{terminating, unready};
 use weft_lab::traffic::Protocol;
 
-use crate::scene::Case;
+use crate::ports::apart;
+use crate::scene::{BOTH, Case};
 use crate::stories;
 
 stories![Each:
     external_addresses_on_no_node,
     load_balancers_addresses,
+    load_balancers_of_both_protocols,
+    load_balancers_come_and_change,
+    load_balancers_that_show_the_client,
     load_balancers_without_node_ports,
     load_balancers_that_want_their_packets_themselves,
     source_ranges,
@@ -58,6 +62,82 @@ fn load_balancers_addresses(case: &Case) -> Result<(), LabError> {
         case.each_reaches(&["ash/two", "cedar"], to, &servers);
     }
     case.each_reaches(&["outside"], public(case, 0), &servers);
+    Ok(())
+}
+
+/// The same port, and other servers for each protocol.
+fn load_balancers_of_both_protocols(case: &Case) -> Result<(), LabError> {
+    let _up = [case.serve_as(0, "ash/one", "stream")?, case.serve_as(1, "ash/one", "datagram")?];
+    case.routed(case.public(0), "cedar")?;
+    case.declare(&[balanced(case, json!({}), json!({})), apart(case)])?;
+    for from in ["outside", "birch/two", "cedar"] {
+        case.reaches(from, public(case, 0), Protocol::Tcp, &["stream"]);
+        case.reaches(from, public(case, 0), Protocol::Udp, &["datagram"]);
+    }
+    Ok(())
+}
+
+/// Type and ports of a service change, up to a load balancer's and back; what it no longer has is free.
+fn load_balancers_come_and_change(case: &Case) -> Result<(), LabError> {
+    let _up = case.serve(0, &["ash/one"])?;
+    case.routed(case.public(0), "cedar")?;
+    let public = |port: u16| SocketAddr::new(case.public(0), port);
+    let ports = |port: u16, which: u8| {
+        let one = |name: &str, protocol: &str| json!({"name": name, "protocol": protocol, "port": port, "nodePort": case.node_port(which)});
+        json!([one("tcp", "TCP"), one("udp", "UDP")])
+    };
+    let load_balancer = |port, which| balanced(case, json!({"ports": ports(port, which)}), json!({}));
+    //  the service, the load balancer's port, the node port, and what went with the step before
+    let steps = [
+        (case.service(0, json!({})), None, None),
+        (case.node_port_service(0, json!({})), None, Some(0)),
+        (load_balancer(80, 0), Some(80), Some(0)),
+        (load_balancer(80, 1), Some(80), Some(1)),
+        (load_balancer(81, 1), Some(81), Some(1)),
+        (case.node_port_service(0, json!({})), None, Some(0)),
+        (case.service(0, json!({})), None, None),
+    ];
+    case.declare(&[case.slice(0, &case.endpoints(&["ash/one"]))])?;
+    for (service, balanced, node_port) in steps {
+        case.declare(&[service])?;
+        for port in [80, 81] {
+            if balanced == Some(port) {
+                case.each_reaches(&["outside", "birch/two"], public(port), &["ash/one"]);
+            } else {
+                case.unserved("birch", public(port));
+            }
+        }
+        for which in [0, 1] {
+            let to = case.at("birch", which);
+            match node_port == Some(which) {
+                true => case.reaches_by_both("outside", to, &["ash/one"]),
+                false => case.refused_by_both("outside", to),
+            }
+        }
+        let inside = SocketAddr::new(case.ip(0), balanced.unwrap_or(80));
+        case.reaches_by_both("ash/two", inside, &["ash/one"]);
+    }
+    Ok(())
+}
+
+/// externalTrafficPolicy Local: by a host with an endpoint the client comes as it is, by others not at all;
+/// from pods the load balancer's address works everywhere.
+fn load_balancers_that_show_the_client(case: &Case) -> Result<(), LabError> {
+    let _up = case.serve(0, &["ash/one"])?;
+    case.routed(case.public(0), "ash")?;
+    let local = json!({"externalTrafficPolicy": "Local"});
+    case.declare(&[balanced(case, local, json!({})), case.slice(0, &case.endpoints(&["ash/one"]))])?;
+    let to = public(case, 0);
+    case.reaches_by_both("outside", to, &["ash/one"]);
+    case.each_reaches(&["ash/two", "cedar/two", "cedar"], to, &["ash/one"]);
+    for protocol in BOTH {
+        for from in ["outside", "cedar/two"] {
+            let (_, seen) = case.answered(from, to, protocol);
+            assert_eq!(seen, case.address(from), "{from}/{protocol}");
+        }
+    }
+    case.routed(case.public(0), "cedar")?;
+    case.silent("outside", to);
     Ok(())
 }
 

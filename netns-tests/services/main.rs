@@ -3,11 +3,13 @@
 //!
 //! A harness of its own, because a lab costs seconds and the standard one has no place for what tests
 //! share. A story is named `MODE::MODULE::STORY_FAMILY`. It takes the usual arguments: a part of a name,
-//! `--list`, `--exact`, `--test-threads`.
+//! `--list`, `--exact`, `--test-threads`. README.md beside this file tells which story is which case of
+//! Kubernetes' tests.
 
 mod affinity;
 mod basic;
 mod counted;
+mod daemon;
 mod established;
 mod explained;
 mod frontends;
@@ -22,7 +24,7 @@ mod userspace;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 use scene::{Case, Families, Mode, Scene};
 use weft_lab::LabError;
 
@@ -48,7 +50,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let stages = Mode::ALL.map(|mode| (mode, Stage::default()));
-    let trials = stages.iter().flat_map(|(mode, stage)| trials(*mode, stage)).collect();
+    let mut trials: Vec<Trial> = stages.iter().flat_map(|(mode, stage)| trials(*mode, stage)).collect();
+    trials.push(Trial::test("readme_names_stories_that_exist", readme_names_stories_that_exist));
     let conclusion = libtest_mimic::run(&arguments, trials);
     let mut ended = conclusion.exit_code();
     for (_, stage) in stages {
@@ -83,6 +86,7 @@ fn told_of(mode: Mode) -> impl Iterator<Item = (&'static str, &'static Story)> {
         ("udp", udp::STORIES),
         ("established", established::STORIES),
         ("explained", explained::STORIES),
+        ("daemon", daemon::STORIES),
         ("stacks", stacks::STORIES),
         ("carried", userspace::STORIES),
     ];
@@ -128,4 +132,26 @@ fn trials(mode: Mode, stage: &Stage) -> Vec<Trial> {
         })
     };
     (1..=u8::MAX).zip(told).map(trial).collect()
+}
+
+/// Each name on the page is a story's of this target, or a test's of another one.
+fn readme_names_stories_that_exist() -> Result<(), Failed> {
+    let others = [
+        ("services_api", include_str!("../services_api.rs")),
+        ("services_faults", include_str!("../services_faults/main.rs")),
+        ("services_faults", include_str!("../services_faults/iptables.rs")),
+        ("services_loopback", include_str!("../services_loopback.rs")),
+    ];
+    let names = include_str!("README.md").split('`').filter(|words| words.contains("::"));
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for (name, (module, story)) in names.filter_map(|name| Some((name, name.split_once("::")?))) {
+        let here = told_of(Mode::Nftables).any(|(its, (name, ..))| (its, *name) == (module, story));
+        let test = format!("#[test]\nfn {story}()");
+        let there = others.iter().any(|(target, text)| *target == module && text.contains(&test));
+        count += 1;
+        if !here && !there {
+            missing.push(name);
+        }
+    }
+    if missing.is_empty() && count > 60 { Ok(()) } else { Err(format!("{missing:?} of {count}").into()) }
 }

@@ -18,6 +18,8 @@ stories![Each:
     node_ports_on_every_host,
     the_same_node_port_of_both_protocols,
     node_ports_change,
+    a_node_port_that_two_services_want,
+    sctp_is_programmed,
     node_ports_stay_off_loopback,
 ];
 
@@ -52,7 +54,7 @@ fn several_ports_in_several_slices(case: &Case) -> Result<(), LabError> {
 }
 
 /// A slice whose TCP and UDP go to different servers.
-fn apart(case: &Case) -> Value {
+pub(crate) fn apart(case: &Case) -> Value {
     let ports = json!([
         {"name": "tcp", "protocol": "TCP", "port": case.port(0)},
         {"name": "udp", "protocol": "UDP", "port": case.port(1)},
@@ -157,7 +159,58 @@ fn node_ports_change(case: &Case) -> Result<(), LabError> {
     Ok(())
 }
 
-/// nodePortAddresses is `primary` if nobody says: 127.0.0.1 and ::1 are the host's own.
+/// An API server prevents it; of manifests the older service has it, and the other one gets it when that
+/// is gone.
+fn a_node_port_that_two_services_want(case: &Case) -> Result<(), LabError> {
+    let _up = [case.serve_as(0, "ash/one", "older")?, case.serve_as(1, "ash/one", "younger")?];
+    let objects = |which: u8, made: &str| {
+        let mut service = case.service(which, json!({"type": "NodePort", "ports": case.both(Some(0))}));
+        service["metadata"]["creationTimestamp"] = json!(made);
+        [service, case.slice(which, &case.endpoints(&["ash/one"]))]
+    };
+    let (older, younger) = (objects(0, "2026-01-01T00:00:00Z"), objects(1, "2026-02-01T00:00:00Z"));
+    let to = case.at("birch", 0);
+    case.declare(&younger)?;
+    case.reaches_by_both("outside", to, &["younger"]);
+    case.declare(&older)?;
+    case.reaches_by_both("outside", to, &["older"]);
+    case.each_reaches(&["ash/two", "cedar"], case.web(1), &["younger"]);
+    case.delete(&older)?;
+    case.reaches_by_both("outside", to, &["younger"]);
+    Ok(())
+}
+
+/// Beside TCP on the same ports. Where the kernel has no sockets for SCTP nobody can connect; that it holds
+/// the rules is what `weft explain` makes sure of.
+fn sctp_is_programmed(case: &Case) -> Result<(), LabError> {
+    let _up = case.serve(0, &["birch/one"])?;
+    let node_port = case.node_port(0);
+    let service =
+        |protocol: &str| json!({"name": protocol, "protocol": protocol, "port": 80, "nodePort": node_port});
+    let slice = |protocol: &str| json!({"name": protocol, "protocol": protocol, "port": case.port(0)});
+    let spec = json!({"type": "NodePort", "ports": [service("TCP"), service("SCTP")]});
+    let ports = json!([slice("TCP"), slice("SCTP")]);
+    let ends = case.endpoints(&["birch/one"]);
+    case.declare(&[case.service(0, spec), case.slice_of(0, "a", ports.clone(), &ends)])?;
+    let endpoint = json!(SocketAddr::new(case.address("birch/one"), case.port(0)));
+    let explained = |to: SocketAddr| -> Result<Value, LabError> {
+        let question = format!("weft explain {} {to} --protocol=sctp -o json", case.address("ash/two"));
+        case.scene.place("ash").run(question).json()
+    };
+    for to in [case.web(0), case.at("ash", 0)] {
+        case.reaches("ash/two", to, Protocol::Tcp, &["birch/one"]);
+        let said = explained(to)?;
+        assert_eq!(said["candidates"][0]["endpoint"], endpoint, "{said}");
+    }
+    case.declare(&[case.slice_of(0, "a", ports, &[])])?;
+    for to in [case.web(0), case.at("ash", 0)] {
+        case.refused("ash/two", to, Protocol::Tcp);
+        assert_eq!(explained(to)?["outcome"], "rejected");
+    }
+    Ok(())
+}
+
+/// nodePortAddresses is `primary`: 127.0.0.1 and ::1 are the host's own.
 fn node_ports_stay_off_loopback(case: &Case) -> Result<(), LabError> {
     let _up = case.serve(0, &["ash/one"])?;
     case.declare(&[case.node_port_service(0, json!({})), case.slice(0, &case.endpoints(&["ash/one"]))])?;
