@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
@@ -236,8 +236,7 @@ pub(super) fn greeted(to: SocketAddr, limit: Duration) -> io::Result<((String, I
 }
 
 fn datagram(to: SocketAddr, payload: &[u8], limit: Duration) -> io::Result<((String, IpAddr), Vec<u8>)> {
-    let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = bound_afresh(to)?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(limit))?;
     match socket.send(payload) {
@@ -252,6 +251,27 @@ fn datagram(to: SocketAddr, payload: &[u8], limit: Duration) -> io::Result<((Str
     let end = answer.iter().position(|byte| *byte == b'\n').ok_or(ErrorKind::InvalidData)?;
     let (line, rest) = answer.split_at(end + 1);
     Ok((parse(line)?, rest.to_vec()))
+}
+
+/// A socket for one datagram there, at a port that was not used for long.
+///
+/// Connection tracking remembers for up to two minutes where the last datagram from a port was led, and
+/// leads the next one there whatever the rules say by then. A port that the kernel picks, by chance, may
+/// be one of those; so all of the ports that it has to pick from take their turns.
+fn bound_afresh(to: SocketAddr) -> io::Result<UdpSocket> {
+    // net.ipv4.ip_local_port_range, unless somebody changed it.
+    const FIRST: u16 = 32_768;
+    const COUNT: u16 = 28_232;
+    static TURN: AtomicU16 = AtomicU16::new(0);
+    let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    for _ in 0..COUNT {
+        let turn = TURN.update(Ordering::Relaxed, Ordering::Relaxed, |turn| (turn + 1) % COUNT);
+        match UdpSocket::bind((any, FIRST + turn)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
 }
 
 /// `name address` and a newline.
