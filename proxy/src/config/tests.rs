@@ -99,6 +99,23 @@ fn what_kubeadm_writes_is_understood_without_a_word() {
     assert_eq!(config.notes, Vec::<String>::new());
 }
 
+/// kube-proxy refuses at cluster addresses in nftables mode only; weft in both, whoever chose the mode and
+/// whether or not it knows the ranges.
+#[test]
+fn both_modes_are_strict_about_cluster_addresses() {
+    let ranges: Vec<IpNetwork> = vec!["10.96.0.0/12".parse().unwrap()];
+    for mode in ["nftables", "iptables"] {
+        let of_file = given(&format!("mode: {mode}"));
+        let of_flag = Given { mode: Some(mode.parse().unwrap()), ..Given::default() };
+        for given in [of_file, of_flag] {
+            let strict = |given: Given| given.settle().unwrap().settings.strict.unwrap().service_cidrs;
+            assert_eq!(strict(given.clone()), [], "{mode}");
+            let told = Given { service_cidrs: Some(ranges.clone()), ..given };
+            assert_eq!(strict(told), ranges, "{mode}");
+        }
+    }
+}
+
 #[test]
 fn json_and_an_empty_configuration_are_files_too() {
     assert_eq!(given(""), Given::default());

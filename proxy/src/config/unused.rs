@@ -66,7 +66,12 @@ pub const UNUSED: &[Unused] = &[
         takes_value: true,
         effect: Effect::Refused("write the API server's address into the kubeconfig"),
     },
-    Unused { field: "", flag: "cleanup", takes_value: false, effect: Effect::Refused("run `weft cleanup`") },
+    Unused {
+        field: "",
+        flag: "cleanup",
+        takes_value: false,
+        effect: Effect::Refused("run `weft cleanup --only proxy`"),
+    },
     ignored("featureGates.", "feature-gates", "weft has no feature gates"),
     ignored("clientConnection.acceptContentTypes", "", JSON),
     ignored("clientConnection.contentType", "kube-api-content-type", JSON),

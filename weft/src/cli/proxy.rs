@@ -174,7 +174,7 @@ const SEEN: &str = "Health, metrics and logs";
 const AFTER_HELP: &str = "\
 Flags and fields of kube-proxy that have no meaning here are accepted, and named in the log with the
 reason. Refused are those that would do something else than was meant: ipvs mode, another masquerade
-bit than 14, init-only, write-config-to, cleanup (`weft cleanup` does that).";
+bit than 14, init-only, write-config-to, cleanup (`weft cleanup --only proxy` does that).";
 
 /// How often everything is compared with the kernel, if nothing says so.
 const RESYNC: Duration = Duration::from_secs(600);

@@ -170,7 +170,7 @@ fn what_is_refused_says_what_to_do() {
         ),
         (
             "--cleanup".split(' ').collect::<Vec<_>>().as_slice(),
-            "error: --cleanup is not for weft\nhint: run `weft cleanup`\n",
+            "error: --cleanup is not for weft\nhint: run `weft cleanup --only proxy`\n",
         ),
         (
             &["--iptables-masquerade-bit=7"],
