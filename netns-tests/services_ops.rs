@@ -2,10 +2,12 @@
 //! and `weft services` tell what is so, `weft doctor` finds what is wrong.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_lab::manifests::{endpoint, service, slice};
+use weft_lab::traffic::Protocol;
 use weft_lab::{Host, Lab, LabError, Output, within};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -227,6 +229,29 @@ fn an_operator_is_told_what_is_so() -> Result<(), LabError> {
 
     let clean = weft(&ash, "diff", &[]);
     assert!(clean.success() && clean.stderr.contains("the kernel holds what it should"), "{clean:?}");
+    lab.down()
+}
+
+/// Nobody scrapes between the connections and their endpoint's end.
+#[test]
+fn what_an_endpoint_got_up_to_its_end_is_counted() -> Result<(), LabError> {
+    let lab = Lab::new("ops-counted").weft(WEFT).hosts(["ash"]).etcd_members(0).without_daemons();
+    let lab = lab.proxies(["--service-cidrs=10.96.0.0/16", "--connection-metrics"]).up()?;
+    let ash = lab.host("ash");
+    let server = ash.server_at(0, "one")?;
+    ash.proxy().start()?;
+    let to = SocketAddr::from(([10, 96, 0, 10], 80));
+    let with = |ends: &[Value]| slice("web-1", "web", json!([{"port": server.port()}]), ends);
+    let web = service("web", json!({"clusterIP": to.ip(), "ports": [{"port": to.port()}]}));
+    lab.manifests().apply(&[web, with(&[endpoint(ash.v4().into(), "ash")])])?;
+    let answers = ash.asks_often(to, Protocol::Tcp, SOON, 7);
+    assert_eq!(answers.by_server.get("one"), Some(&7), "{answers:?}");
+    lab.manifests().apply(&[with(&[])])?;
+    let counted = r#"weft_proxy_service_connections_total{namespace="default",service="web""#;
+    within(SOON, || match ash.proxy().metric(counted) {
+        Ok(7.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
     lab.down()
 }
 

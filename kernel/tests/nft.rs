@@ -403,6 +403,17 @@ fn elements_count_what_finds_them() {
         send(busy, 1);
         let expected = [(keys[0].clone(), 4, 144), (keys[1].clone(), 0, 0), (third, 0, 0)];
         assert_eq!(counted(&mut nft), expected);
+        // Whoever listens hears what an element had counted when it went, whoever deleted it.
+        let mut events = Events::open().unwrap().counting(table.key.clone());
+        let gone = spec.clone().with([keys[0].clone()]).elements;
+        commit(&mut nft, &Transaction::new().delete_elements(&table.key, &name("s"), &spec, gone.clone()));
+        let plain = SetSpec::exact([DataType::Ipv4]);
+        let step = Transaction::new().delete_elements(&table.key, &name("uncounted"), &plain, gone.clone());
+        commit(&mut nft, &step);
+        while events.try_next().unwrap().is_some() {}
+        let told = events.take_deleted().into_iter().map(|(set, it)| (set.to_string(), it.key, it.packets));
+        assert_eq!(told.collect::<Vec<_>>(), [("s".to_owned(), keys[0].clone(), 4)]);
+        assert_eq!(events.take_deleted(), []);
         // A set of the same name that does not count is another one.
         let mut uncounted = table.clone();
         uncounted.sets.insert(name("s"), SetSpec { counted: false, ..spec.clone() }.with(keys));

@@ -1,6 +1,6 @@
 //! Who changed what: one event for each transaction of anybody's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 
@@ -10,8 +10,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::decode;
-use super::wire::{Messages, msg};
-use super::{Family, TableKey};
+use super::wire::{Malformed, Message, Messages, msg};
+use super::{ElementReading, Family, SetName, TableKey};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -45,10 +45,19 @@ pub enum Event {
 pub struct Events {
     socket: Socket,
     buffer: Vec<u8>,
+    heard: Heard,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
     /// Tables touched by the transaction whose end has not come yet.
     touched: BTreeSet<TableKey>,
     /// Read, and not yet handed on.
-    ready: std::collections::VecDeque<Event>,
+    ready: VecDeque<Event>,
+    /// Of which table deleted elements are kept.
+    counting: Option<TableKey>,
+    /// What they had counted.
+    deleted: Vec<(SetName, ElementReading)>,
 }
 
 impl Events {
@@ -64,8 +73,19 @@ impl Events {
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
         socket.add_membership(GROUP)?;
-        let (touched, ready) = Default::default();
-        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER], touched, ready })
+        Ok(Self { socket, buffer: vec![0; RECEIVE_BUFFER], heard: Heard::default() })
+    }
+
+    /// From now on keeps what the elements of this table's counted sets had counted when they were deleted,
+    /// for [`Events::take_deleted`]. Sets and tables that go as a whole are not told element by element.
+    pub fn counting(mut self, table: TableKey) -> Self {
+        self.heard.counting = Some(table);
+        self
+    }
+
+    /// What the elements had counted of which events have told that they were deleted.
+    pub fn take_deleted(&mut self) -> Vec<(SetName, ElementReading)> {
+        std::mem::take(&mut self.heard.deleted)
     }
 
     /// A handle by which whoever sends a big transaction makes these events pause.
@@ -95,14 +115,14 @@ impl Events {
     /// The next event, if there is one.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.heard.ready.pop_front() {
                 return Ok(Some(event));
             }
             match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(len) if len > self.buffer.len() => self.lost(),
                 Ok(len) => {
                     let datagram = self.buffer.get(..len).unwrap_or_default();
-                    read(datagram, &mut self.touched, &mut self.ready);
+                    self.heard.read(datagram);
                 }
                 Err(nix::Error::EAGAIN) => return Ok(None),
                 Err(nix::Error::EINTR) => {}
@@ -113,8 +133,8 @@ impl Events {
     }
 
     fn lost(&mut self) {
-        self.touched.clear();
-        self.ready.push_back(Event::Lost);
+        self.heard.touched.clear();
+        self.heard.ready.push_back(Event::Lost);
     }
 }
 
@@ -145,30 +165,44 @@ impl Membership {
     }
 }
 
-/// Takes in one datagram. A transaction's objects come first, its end (`NEWGEN`) last.
-fn read(datagram: &[u8], touched: &mut BTreeSet<TableKey>, ready: &mut std::collections::VecDeque<Event>) {
-    for message in Messages(datagram) {
-        let Ok(message) = message else {
-            ready.push_back(Event::Lost);
-            return;
-        };
-        match message.nft() {
-            Some(msg::NEWGEN) => {
-                let process = match message.attrs().find(3) {
-                    Ok(Some(name)) => String::from_utf8_lossy(name.string()).into_owned(),
-                    _ => String::new(),
-                };
-                let tables = std::mem::take(touched);
-                ready.push_back(Event::Commit { port: message.port, process, tables });
-            }
-            Some(_) => match (message.family(), decode::table_of(message.attrs())) {
-                (Ok(family), Ok(name)) => {
-                    touched.insert(TableKey { family: Family::from_raw(family), name });
+impl Heard {
+    /// Takes in one datagram. A transaction's objects come first, its end (`NEWGEN`) last.
+    fn read(&mut self, datagram: &[u8]) {
+        for message in Messages(datagram) {
+            let Ok(message) = message else {
+                self.ready.push_back(Event::Lost);
+                return;
+            };
+            match message.nft() {
+                Some(msg::NEWGEN) => {
+                    let process = match message.attrs().find(3) {
+                        Ok(Some(name)) => String::from_utf8_lossy(name.string()).into_owned(),
+                        _ => String::new(),
+                    };
+                    let tables = std::mem::take(&mut self.touched);
+                    self.ready.push_back(Event::Commit { port: message.port, process, tables });
                 }
-                _ => ready.push_back(Event::Lost),
-            },
-            None => {}
+                Some(kind) => {
+                    let understood = self.object(kind, &message);
+                    if understood.is_err() {
+                        self.ready.push_back(Event::Lost);
+                    }
+                }
+                None => {}
+            }
         }
+    }
+
+    fn object(&mut self, kind: u16, message: &Message<'_>) -> Result<(), Malformed> {
+        let (family, name) = (Family::from_raw(message.family()?), decode::table_of(message.attrs())?);
+        let table = TableKey { family, name };
+        if kind == msg::DELSETELEM && self.counting.as_ref() == Some(&table) {
+            let set = SetName::observed(message.attrs().need(2)?.string());
+            let readings = decode::element_counters(message.attrs())?;
+            self.deleted.extend(readings.into_iter().map(|reading| (set.clone(), reading)));
+        }
+        self.touched.insert(table);
+        Ok(())
     }
 }
 
@@ -180,7 +214,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_events_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            read(&bytes, &mut BTreeSet::new(), &mut Default::default());
+            Heard::default().read(&bytes);
         }
     }
 }

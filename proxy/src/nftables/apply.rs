@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::ready;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +13,7 @@ use weft_kernel::nft::{
 };
 
 use super::program::Program;
-use super::{table_key, words};
+use super::{connections, table_key, words};
 use crate::backend::{Applied, Backend, BackendError, Doubt, Plans};
 use crate::explain::packet::Object;
 use crate::host::Host;
@@ -31,6 +32,7 @@ pub struct Nftables {
     ours: Option<u32>,
     /// Who listens to what others do.
     watch: Option<Watch>,
+    ends: Option<connections::Ends>,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,12 @@ impl Nftables {
     /// When the kernel has none, or this is not root.
     pub fn open() -> Result<Self, BackendError> {
         let nft = Nft::open().map_err(BackendError::Nftables)?;
-        Ok(Self { nft, program: None, ours: None, watch: None })
+        Ok(Self { nft, program: None, ours: None, watch: None, ends: None })
+    }
+
+    /// Who watches also tells what elements had counted when they were deleted.
+    pub fn telling(self, ends: connections::Ends) -> Self {
+        Self { ends: Some(ends), ..self }
     }
 
     /// The kernel's table, and the generation of the rules it was read in.
@@ -213,18 +220,47 @@ impl Backend for Nftables {
     }
 
     fn watch(&mut self, doubt: Doubt) -> Result<(), BackendError> {
-        let events = Events::open().map_err(BackendError::Nftables)?;
-        let membership = events.membership().map_err(BackendError::Nftables)?;
+        let heard = Heard::open(self.ends.clone()).map_err(BackendError::Nftables)?;
+        let membership = heard.events.membership().map_err(BackendError::Nftables)?;
         let membership = Arc::new(Mutex::new(membership));
         self.watch = Some(Watch { membership: Arc::clone(&membership), doubt: doubt.clone() });
+        let ends = self.ends.clone();
         let open = move || {
-            let events = Events::open()?;
-            *membership.lock().unwrap_or_else(PoisonError::into_inner) = events.membership()?;
-            Ok(events)
+            let heard = Heard::open(ends.clone())?;
+            *membership.lock().unwrap_or_else(PoisonError::into_inner) = heard.events.membership()?;
+            Ok(heard)
         };
         let ours = self.nft.port();
-        tokio::spawn(listen::follow(events, open, move |event| ready(is_others(&event, ours)), doubt));
+        tokio::spawn(listen::follow(heard, open, move |event| ready(is_others(&event, ours)), doubt));
         Ok(())
+    }
+}
+
+/// What is done to nftables; and, for who wants to know, what elements had counted when they were deleted.
+struct Heard {
+    events: Events,
+    ends: Option<connections::Ends>,
+}
+
+impl Heard {
+    fn open(ends: Option<connections::Ends>) -> io::Result<Self> {
+        let events = Events::open()?;
+        let events = if ends.is_some() { events.counting(table_key()) } else { events };
+        Ok(Self { events, ends })
+    }
+}
+
+impl listen::Listener for Heard {
+    async fn next(&mut self) -> io::Result<Event> {
+        let event = self.events.next().await?;
+        if let Some(ends) = &self.ends {
+            let ended = connections::ended(&mut self.events);
+            if !ended.is_empty() {
+                // Who counts may have ended with the daemon.
+                let _ = ends.send(ended);
+            }
+        }
+        Ok(event)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use weft_kernel::nft::{DumpError, ElementReading, Key, Nft, SetName};
+use weft_kernel::nft::{DumpError, ElementReading, Events, Key, Nft, SetName};
 
 use super::layout::{Map, Place, read_endpoint, table};
 use super::parts::wished_id;
@@ -47,11 +47,25 @@ pub fn id_of(port: &PortName) -> u32 {
 pub fn read(nft: &mut Nft) -> Result<Vec<Counted>, DumpError> {
     let mut all = Vec::new();
     for (name, readings) in nft.element_counters(&table())? {
-        let places = Map::FIXED.iter().flat_map(|map| Family::ALL.map(|family| map.of(family)));
-        let Some(place) = places.into_iter().find(|place| place.name() == name) else { continue };
+        let Some(place) = place_of(&name) else { continue };
         all.extend(readings.into_iter().filter_map(|reading| counted(place, &name, reading)));
     }
     Ok(all)
+}
+
+/// Who is told what elements had counted when they were deleted.
+pub type Ends = tokio::sync::mpsc::UnboundedSender<Vec<Counted>>;
+
+/// What the elements had counted of which these events have told that they were deleted. They are to be
+/// [`Events::counting`].
+pub(crate) fn ended(events: &mut Events) -> Vec<Counted> {
+    let deleted = events.take_deleted().into_iter();
+    deleted.filter_map(|(name, reading)| counted(place_of(&name)?, &name, reading)).collect()
+}
+
+fn place_of(set: &SetName) -> Option<Place> {
+    let mut places = Map::FIXED.iter().flat_map(|map| Family::ALL.map(|family| map.of(family)));
+    places.find(|place| place.name() == *set)
 }
 
 fn counted(place: Place, set: &SetName, reading: ElementReading) -> Option<Counted> {

@@ -116,10 +116,12 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     // Watches first, so that nothing falls between looking and listening.
     let doubt = Doubt::default();
     let mut relay: Option<Relay> = None;
+    let (ends, mut ended) = mpsc::unbounded_channel();
     let mut backend: Box<dyn Backend> = match options.mode {
         Mode::Nftables => {
             release::check()?;
-            Box::new(Nftables::open()?)
+            let nftables = Nftables::open()?;
+            Box::new(if options.settings.count_connections { nftables.telling(ends) } else { nftables })
         }
         Mode::Iptables => {
             base_chains::remember(&options.proxy_state_dir());
@@ -143,7 +145,14 @@ pub async fn run(options: Options, env: &Env) -> Result<(), RunError> {
     tokio::spawn(flows::follow(world.clone(), commits.subscribe(), counts));
     match options.mode {
         _ if !options.settings.count_connections => {}
-        Mode::Nftables => metrics::connections::register(&daemon.metrics, world.clone()),
+        Mode::Nftables => {
+            let take = metrics::connections::register(&daemon.metrics, world.clone());
+            tokio::spawn(async move {
+                while let Some(ended) = ended.recv().await {
+                    take(ended);
+                }
+            });
+        }
         Mode::Iptables => tracing::warn!("new connections are counted in nftables mode only"),
         // It has numbers of its own.
         Mode::Userspace => {}

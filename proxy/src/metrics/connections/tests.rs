@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use weft_kernel::nft::Transaction;
+use weft_kernel::nft::{Events, Transaction};
 
 use super::*;
 use crate::host::{Host, Observed, Settings};
@@ -32,9 +32,9 @@ fn sums_only_grow_whatever_becomes_of_elements() {
         ("the first reading", vec![counted(0, five, 3), counted(1, six, 1)], 4, &[(five, 3), (six, 1)]),
         ("some more", vec![counted(0, five, 5), counted(1, six, 1)], 6, &[(five, 5), (six, 1)]),
         ("one moves into the hole", vec![counted(0, six, 2)], 8, &[(six, 3)]),
-        ("a new table begins at nothing", vec![counted(0, six, 0)], 8, &[]),
-        ("and counts on", vec![counted(0, six, 4)], 12, &[(six, 4)]),
-        ("the same in two slots", vec![counted(0, six, 4), counted(9, six, 2)], 14, &[(six, 6)]),
+        ("a new table begins at nothing", vec![counted(0, six, 0)], 8, &[(six, 3)]),
+        ("and counts on", vec![counted(0, six, 4)], 12, &[(six, 7)]),
+        ("the same in two slots", vec![counted(0, six, 4), counted(9, six, 2)], 14, &[(six, 9)]),
     ];
     let mut tally = Tally::default();
     for (case, readings, service, endpoints) in steps {
@@ -48,6 +48,68 @@ fn sums_only_grow_whatever_becomes_of_elements() {
     }
     tally.retain(|_| false);
     assert!(tally.services.is_empty());
+}
+
+/// The end of an element may be told before or after a reading that does not have it any more, and counts
+/// once what no reading had.
+#[test]
+fn what_an_element_counted_last_is_counted_once() {
+    type Step = (bool, Vec<Counted>);
+    let (five, six) = ("10.1.0.5:80", "10.1.0.6:80");
+    let (read, told) = (|of: Vec<Counted>| (true, of), |of: Counted| (false, vec![of]));
+    let table: [(&str, Vec<Step>, u64); 7] = [
+        ("never read", vec![told(counted(0, five, 3))], 3),
+        ("read, then told", vec![read(vec![counted(0, five, 2)]), told(counted(0, five, 3))], 3),
+        (
+            "told after a reading without it",
+            vec![read(vec![counted(0, five, 2)]), read(vec![]), told(counted(0, five, 3))],
+            3,
+        ),
+        (
+            "told after another one has its slot",
+            vec![
+                read(vec![counted(0, five, 2)]),
+                read(vec![counted(0, six, 4)]),
+                told(counted(0, five, 3)),
+                read(vec![counted(0, six, 5)]),
+            ],
+            8,
+        ),
+        (
+            "told after it came again",
+            vec![
+                read(vec![counted(0, five, 7)]),
+                read(vec![counted(0, five, 1)]),
+                told(counted(0, five, 9)),
+                read(vec![counted(0, five, 2)]),
+            ],
+            11,
+        ),
+        (
+            "told before it came again",
+            vec![read(vec![counted(0, five, 7)]), told(counted(0, five, 9)), read(vec![counted(0, five, 9)])],
+            18,
+        ),
+        ("nothing", vec![read(vec![counted(0, five, 0)]), told(counted(0, five, 0))], 0),
+    ];
+    for (case, steps, expected) in table {
+        let mut tally = Tally::default();
+        for (is_read, of) in steps {
+            if is_read {
+                tally.take(of, |_| Some(port("web")));
+            } else {
+                tally.end(of, |_| Some(port("web")));
+            }
+        }
+        assert_eq!(tally.services.get(&port("web")).copied().unwrap_or_default(), expected, "{case}");
+    }
+    let mut tally = Tally::default();
+    tally.take(vec![counted(0, five, 1), counted(1, six, 1)], |_| Some(port("web")));
+    tally.end(vec![counted(0, five, 2)], |_| Some(port("web")));
+    for _ in 0..=PATIENCE {
+        tally.take(vec![counted(1, six, 1)], |_| Some(port("web")));
+    }
+    assert!(tally.missing.is_empty() && tally.last.len() == 1 && tally.endpoints.len() == 1, "{tally:?}");
 }
 
 const SERVICES: &str = "
@@ -115,7 +177,7 @@ fn story() {
     assert_eq!(nft.table(&table.key).unwrap().as_ref(), Some(&table), "counters are no difference");
 
     let metrics = Metrics::new();
-    register(&metrics, Shared::new(world));
+    let take = register(&metrics, Shared::new(world));
     let servers = ["10.1.0.5:8080", "10.1.0.6:8080"].map(|at| TcpListener::bind(at).unwrap());
     let connect = |to: &str, times: usize| -> Vec<TcpStream> {
         (0..times).map(|_| TcpStream::connect(to).unwrap()).collect()
@@ -143,6 +205,16 @@ fn story() {
     assert_eq!(sticks, [0, 5], "one endpoint has them all");
     kept.extend(connect("10.96.0.10:80", 2));
     assert_eq!(value(&format!("weft_proxy_service_connections_total{web}")), 11);
+    // Not read any more before they go.
+    let mut events = Events::open().unwrap().counting(table.key.clone());
+    kept.extend(connect("10.96.0.10:80", 3));
+    for slot in ["0x0", "0x1"] {
+        let element = format!("{{ 10.96.0.10 . tcp . 80 . {slot} }}");
+        run(&format!("nft delete element inet weft-proxy address-endpoints4 {element}"));
+    }
+    while events.try_next().unwrap().is_some() {}
+    take(connections::ended(&mut events));
+    assert_eq!(value(&format!("weft_proxy_service_connections_total{web}")), 14);
     drop((kept, servers));
     // `nft` lists counted maps without an error.
     let output = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
