@@ -10,6 +10,7 @@
 //! - [`explain`]: what is programmed, and where a connection goes, in words;
 //! - [`host`]: what this host adds: its name, zone, addresses, settings;
 //! - [`plan`]: per service port and family the endpoints and, per frontend, who gets which of them;
+//! - [`announce`]: who answers for such an address on the LAN, and in which words;
 //! - [`pools`]: which service of type LoadBalancer has which address;
 //! - [`nftables`]: the same as nftables rules, without an object for each service;
 //! - [`iptables`]: the same as iptables' rules;
@@ -25,6 +26,7 @@
 //! The semantics are kube-proxy's, from Kubernetes' documentation and enhancement proposals; where
 //! weft differs on purpose, the place says so.
 
+pub mod announce;
 pub mod api;
 pub mod around;
 pub mod backend;
