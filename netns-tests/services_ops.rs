@@ -165,6 +165,11 @@ fn cleanup_after_iptables_legacy_leaves_the_host_as_it_was() -> Result<(), LabEr
 }
 
 #[test]
+fn cleanup_after_the_userspace_mode_leaves_the_host_as_it_was() -> Result<(), LabError> {
+    a_clean_host("ops-clean-user", "userspace", "nft")
+}
+
+#[test]
 fn an_operator_is_told_what_is_so() -> Result<(), LabError> {
     let lab = Lab::new("ops-told").weft(WEFT).hosts(["ash"]).etcd_members(0).without_daemons();
     let lab = lab.proxies(["--service-cidrs=10.96.0.0/16,fd96::/64"]).up()?;
