@@ -133,6 +133,10 @@ impl Tally {
             }
             _ => true,
         });
+        // After a crowd its room is given back.
+        if self.flows.len() < self.flows.capacity() / 8 {
+            self.flows.shrink_to(self.flows.len() * 2);
+        }
     }
 
     /// A flow ended, and had carried so much in all.

@@ -132,6 +132,7 @@ fn ends_are_remembered_for_a_moment() {
     assert_eq!((tally.flows.len(), tally.ended.len()), (2, 2), "the second end of the same id stays");
     dump(&mut tally, now + 2 * GRACE, &[]);
     assert!(tally.flows.is_empty() && tally.ended.is_empty());
+    assert!(tally.flows.capacity() < 100, "and their room is given back");
     assert_eq!(total(&tally), 1002);
 }
 
