@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -162,6 +163,55 @@ fn cleanup_after_iptables_leaves_the_host_as_it_was() -> Result<(), LabError> {
 #[test]
 fn cleanup_after_iptables_legacy_leaves_the_host_as_it_was() -> Result<(), LabError> {
     a_clean_host("ops-clean-legacy", "iptables", "legacy")
+}
+
+/// A weft whose iptables has no match for SCTP, as where the kernel was built without it.
+fn without_sctp() -> String {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("without-sctp");
+    let script = "rm -rf $0; mkdir -p $0; cp /usr/lib/*/xtables/*.so $0; rm $0/libxt_sctp.so
+        echo \"#!/bin/sh\nexport XTABLES_LIBDIR=$0\nexec $1 \\\"\\$@\\\"\" > $0/weft; chmod +x $0/weft";
+    let made = Command::new("sh").args(["-ec", script]).arg(&dir).arg(WEFT).output();
+    let made = made.expect("a shell");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    dir.join("weft").display().to_string()
+}
+
+fn what_iptables_lacks(story: &str, programs: &str) -> Result<(), LabError> {
+    let lab = Lab::new(story).weft(without_sctp()).hosts(["ash"]).etcd_members(0).without_daemons();
+    let lab = lab.proxies(["--mode=iptables"]).up()?;
+    let ash = lab.host("ash");
+    // A mode stays with the programs that have rules already.
+    ash.run(format!("iptables-{programs} -A INPUT -j ACCEPT")).ok()?;
+    let of = |name: &str, ip: &str, protocol: &str, port: u16| {
+        let ports = json!([{"name": "p", "port": port, "protocol": protocol}]);
+        let ends = [endpoint([10, 42, 1, 5].into(), "ash")];
+        let to = json!([{"name": "p", "port": 8080, "protocol": protocol}]);
+        [
+            service(name, json!({"clusterIP": ip, "ports": ports})),
+            slice(&format!("{name}-1"), name, to, &ends),
+        ]
+    };
+    lab.manifests().write(&of("web", "10.96.0.10", "TCP", 80))?;
+    lab.manifests().write(&of("calls", "10.96.0.11", "SCTP", 3868))?;
+    ash.proxy().start()?;
+    let rules = || ash.run(format!("iptables-{programs}-save")).ok();
+    let loaded = rules()?;
+    assert!(loaded.contains("default/web:p") && !loaded.contains("default/calls:p"), "{loaded}");
+    let line = "service default/calls:p is left out: this host's iptables has no match `sctp`";
+    assert_eq!(ash.proxy().log().matches(line).count(), 1, "{}", ash.proxy().log());
+    // Nor does one that comes later keep the others waiting.
+    lab.manifests().apply(&of("more-calls", "10.96.0.12", "SCTP", 3868))?;
+    lab.manifests().apply(&of("shop", "10.96.0.13", "TCP", 80))?;
+    within(SOON, || ash.proxy().as_planned());
+    let changed = rules()?;
+    assert!(changed.contains("default/shop:p") && !changed.contains("default/more-calls:p"), "{changed}");
+    lab.down()
+}
+
+#[test]
+fn a_service_that_iptables_cannot_do_keeps_no_other_one_out() -> Result<(), LabError> {
+    what_iptables_lacks("ops-lacks-nft", "nft")?;
+    what_iptables_lacks("ops-lacks-legacy", "legacy")
 }
 
 #[test]

@@ -79,10 +79,28 @@ pub fn restore(tables: Iptables, steps: &Restore) -> Result<(), ProgramError> {
 /// # Errors
 /// When the program is missing or fails. What stands before the last `COMMIT` that it came to is done.
 pub fn restore_text(tables: Iptables, text: &str) -> Result<u32, ProgramError> {
+    run(tables, &[], text)
+}
+
+/// Says whether the rule set would take that text, as far as the program and its questions to the kernel
+/// tell; changes nothing.
+///
+/// # Errors
+/// When the program is missing, or refuses the text.
+pub fn test_text(tables: Iptables, text: &str) -> Result<(), ProgramError> {
+    run(tables, &["--test"], text).map(|_| ())
+}
+
+fn run(tables: Iptables, further: &[&str], text: &str) -> Result<u32, ProgramError> {
     let program = tables.restore_program();
     let start = |source| ProgramError::Start { program, source };
     let mut command = Command::new(program);
-    command.args(Restore::ARGUMENTS).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(Restore::ARGUMENTS)
+        .args(further)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(start)?;
     let process = child.id();
     if let Some(mut stdin) = child.stdin.take() {

@@ -14,6 +14,7 @@ use weft_daemon::metrics::Metrics;
 use weft_kernel::iptables::{Backend as Programs, Iptables as Rules, Legacy, Shape, programs};
 use weft_kernel::nft::{self, Event, Events, Nft, TableKey, Transaction};
 
+use super::able::{Able, Need};
 use super::counts::Counts;
 use super::program::Program;
 use super::rule::{PREFIX, Table};
@@ -83,6 +84,7 @@ pub struct Iptables {
     own: Own,
     /// What this mode does otherwise, as far as it was said.
     said: BTreeSet<Limit>,
+    able: Able,
     counts: Counts,
 }
 
@@ -105,7 +107,14 @@ impl Iptables {
     /// With these programs.
     pub fn with(programs: Programs) -> Self {
         let counts = Counts::new(&Metrics::default());
-        Self { programs, program: None, own: Own::default(), said: BTreeSet::new(), counts }
+        Self {
+            programs,
+            program: None,
+            own: Own::default(),
+            said: BTreeSet::new(),
+            able: Able::default(),
+            counts,
+        }
     }
 
     /// What it does is counted there.
@@ -139,6 +148,22 @@ impl Iptables {
         // Only now, so that at each moment there is one mode at least that has rules for a packet.
         changes += remove_where(|rules| rules.backend != self.programs)? + remove_nftables()?;
         Ok(Applied { changes })
+    }
+
+    /// Leaves out of plans what this host's iptables cannot do.
+    fn fit(&mut self, plans: &mut [(ServiceName, ServicePlan)]) {
+        let programs = self.programs;
+        let has = |need: Need, family: Family| {
+            let rules = Rules { backend: programs, ipv6: family == Family::V6 };
+            let takes = |condition| {
+                let rule =
+                    format!("*filter\n:WEFT-ABLE - [0:0]\n-A WEFT-ABLE {condition} -j RETURN\nCOMMIT\n");
+                programs::test_text(rules, &rule).is_ok()
+            };
+            // Who takes nothing at all has not answered.
+            takes(need.condition()) || !takes("")
+        };
+        self.able.fit(plans, has);
     }
 
     /// Says once what this mode does otherwise, if a service notices.
@@ -186,7 +211,9 @@ impl Backend for Iptables {
     }
 
     fn load(&mut self, host: &Host, plans: &mut Plans<'_>) -> Result<Applied, BackendError> {
-        let plans: Vec<(ServiceName, ServicePlan)> = plans.collect();
+        let mut plans: Vec<(ServiceName, ServicePlan)> = plans.collect();
+        self.able.ask_again();
+        self.fit(&mut plans);
         self.say_limits(plans.iter().map(|(_, plan)| plan));
         let mut program = Program::new(host);
         program.update(plans.iter().map(|(name, plan)| (name, plan)));
@@ -195,6 +222,8 @@ impl Backend for Iptables {
     }
 
     fn change(&mut self, plans: &[(ServiceName, ServicePlan)]) -> Result<Applied, BackendError> {
+        let mut plans = plans.to_vec();
+        self.fit(&mut plans);
         self.say_limits(plans.iter().map(|(_, plan)| plan));
         let Some(program) = &mut self.program else { return Ok(Applied::default()) };
         let steps = program.update(plans.iter().map(|(name, plan)| (name, plan)));

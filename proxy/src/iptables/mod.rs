@@ -28,7 +28,10 @@
 //!   slot by another hash ([`ClientHash::Murmur`](crate::host::ClientHash)), in a program
 //!   for `-m bpf`. Who has which slot is the same in both modes, and as few clients move when endpoints
 //!   come and go; but a client has another endpoint than through a host in nftables mode.
+//!
+//! What one host's iptables has not got, as it was built: see `able`.
 
+mod able;
 mod backend;
 mod bpf;
 mod counts;
