@@ -11,8 +11,9 @@ use weft_daemon::log::Repeated;
 use weft_daemon::metrics::{Counter, Histogram, Metrics, SECONDS};
 use weft_kernel::conntrack::{Conntrack, ConntrackError, Flow, Protocol};
 
-use crate::model::{self, ServiceName};
+use crate::model::{self, Family, ServiceName};
 use crate::plan::ServicePlan;
+use crate::run::kube_proxy::ip_family;
 use crate::run::{Committed, Shared, World};
 use crate::stale::{Answering, Answers};
 
@@ -25,23 +26,28 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What is counted, under kube-proxy's names.
 #[derive(Clone, Debug)]
 pub struct Counts {
-    deleted: Counter,
-    took: Histogram,
+    /// By family, in the order of [`Family::ALL`].
+    deleted: [Counter; 2],
+    took: [Histogram; 2],
 }
 
 impl Counts {
     /// In that registry.
     pub fn new(metrics: &Metrics) -> Self {
+        let deleted = metrics.counters(
+            "kubeproxy_conntrack_reconciler_deleted_entries_total",
+            "Tracked UDP flows that were forgotten because their endpoint is gone.",
+            ["ip_family"],
+        );
+        let took = metrics.histograms(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "How long a look at the tracked UDP flows took, with forgetting the stale ones.",
+            ["ip_family"],
+            SECONDS,
+        );
         Self {
-            deleted: metrics.counter(
-                "kubeproxy_conntrack_reconciler_deleted_entries_total",
-                "Tracked UDP flows that were forgotten because their endpoint is gone.",
-            ),
-            took: metrics.histogram(
-                "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-                "How long a look at the tracked UDP flows took, with forgetting the stale ones.",
-                SECONDS,
-            ),
+            deleted: Family::ALL.map(|family| deleted.with([ip_family(family)])),
+            took: Family::ALL.map(|family| took.with([ip_family(family)])),
         }
     }
 }
@@ -89,10 +95,15 @@ pub async fn follow(shared: Shared, mut commits: Receiver<Committed>, counts: Co
             },
         };
         let took = started.elapsed();
-        counts.deleted.add(found.deleted);
-        counts.took.observe_duration(took);
-        if found.deleted > 0 {
-            tracing::info!(flows = found.deleted, ?took, "forgot UDP flows to endpoints that are gone");
+        for (counter, deleted) in counts.deleted.iter().zip(found.deleted) {
+            counter.add(deleted);
+        }
+        for (histogram, took) in counts.took.iter().zip(found.took) {
+            histogram.observe_duration(took);
+        }
+        let flows: u64 = found.deleted.iter().sum();
+        if flows > 0 {
+            tracing::info!(flows, ?took, "forgot UDP flows to endpoints that are gone");
         }
         due = found.error.is_some();
         match &found.error {
@@ -105,7 +116,9 @@ pub async fn follow(shared: Shared, mut commits: Receiver<Committed>, counts: Co
 
 /// What a look came to.
 struct Found {
-    deleted: u64,
+    /// By family, and how long the look at its flows took.
+    deleted: [u64; 2],
+    took: [Duration; 2],
     /// It may have missed some.
     error: Option<ConntrackError>,
 }
@@ -147,7 +160,7 @@ fn answers(world: &World, name: &ServiceName, plan: &ServicePlan) -> Vec<Answers
 
 /// Lists the flows of this thread's network namespace and deletes the stale ones, and no others.
 fn clean(answering: &Answering, shared: &Shared) -> Found {
-    let mut found = Found { deleted: 0, error: None };
+    let mut found = Found { deleted: [0; 2], took: [Duration::ZERO; 2], error: None };
     let mut conntrack = match Conntrack::open() {
         Ok(conntrack) => conntrack,
         Err(source) => {
@@ -157,10 +170,13 @@ fn clean(answering: &Answering, shared: &Shared) -> Found {
     };
     let host = shared.read().host.clone();
     let is_own = |address: IpAddr| host.owns(address);
-    for ipv6 in [false, true] {
+    for (family, (deleted, took)) in
+        Family::ALL.into_iter().zip(found.deleted.iter_mut().zip(&mut found.took))
+    {
+        let started = Instant::now();
         let mut stale: Vec<Flow> = Vec::new();
         let mut services: BTreeSet<&ServiceName> = BTreeSet::new();
-        let listed = conntrack.each(Protocol::Udp, ipv6, |flow| {
+        let listed = conntrack.each(Protocol::Udp, family == Family::V6, |flow| {
             if let Some(service) = answering.stale(&flow, is_own) {
                 stale.push(flow);
                 services.insert(service);
@@ -173,12 +189,13 @@ fn clean(answering: &Answering, shared: &Shared) -> Found {
         let now = answering_now(shared, &services);
         for flow in stale.iter().filter(|flow| now.stale(flow, is_own).is_some()) {
             match conntrack.delete(flow) {
-                Ok(deleted) => found.deleted += u64::from(deleted),
+                Ok(was_there) => *deleted += u64::from(was_there),
                 Err(error) => {
                     found.error.get_or_insert(error);
                 }
             }
         }
+        *took = started.elapsed();
     }
     found
 }
