@@ -3,12 +3,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use weft_kernel::iptables::Backend as Programs;
@@ -140,10 +144,17 @@ impl Scene {
     }
 }
 
+/// The port of the client of this number: one that no other client had for long, since connection tracking
+/// remembers where that one was led.
+fn client_port(number: u64) -> u16 {
+    32_768 + (number % 28_000) as u16
+}
+
 /// One datagram: whether it was refused at once.
 fn send(ns: &NetNs, packet: &Packet, mark: u64, wait: Duration) -> bool {
     run_in(ns, || {
-        let socket = UdpSocket::bind((packet.source, 0)).unwrap_or_else(|error| panic!("{packet}: {error}"));
+        let from = (packet.source, client_port(mark));
+        let socket = UdpSocket::bind(from).unwrap_or_else(|error| panic!("{packet}: {error}"));
         socket.connect(packet.destination).unwrap();
         socket.set_read_timeout(Some(wait)).unwrap();
         // Who sends on the host itself is told that its packet is dropped; whether it is refused as
@@ -256,6 +267,119 @@ fn packets_arrive_where_the_simulator_says() {
                     assert_eq!(refused, wanted, "{packet}: {:?}", trace.why);
                     *seen.entry(if wanted { "rejected" } else { "dropped" }).or_default() += 1;
                 }
+            }
+        }
+    }
+    for what in ["masqueraded", "as it was", "rejected", "dropped"] {
+        assert!(seen.get(what).is_some_and(|times| *times > 3), "too few: {seen:?}");
+    }
+}
+
+/// A connection, or why there is none: refused (`Some`), or nobody said anything (`None`).
+fn connect(ns: &NetNs, packet: &Packet, number: u64, wait: Duration) -> Result<OwnedFd, Option<Errno>> {
+    run_in(ns, || {
+        let family = if packet.source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let client = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let from = SockaddrStorage::from(SocketAddr::new(packet.source, client_port(number)));
+        bind(client.as_raw_fd(), &from).unwrap_or_else(|error| panic!("{packet}: {error}"));
+        // It bounds how long a connection may take to be made, too (socket(7)).
+        let wait = TimeVal::milliseconds(wait.as_millis() as i64);
+        setsockopt(&client, SendTimeout, &wait).unwrap();
+        match nix::sys::socket::connect(client.as_raw_fd(), &SockaddrStorage::from(packet.destination)) {
+            Ok(()) => Ok(client),
+            Err(Errno::EINPROGRESS) => Err(None),
+            Err(error) => Err(Some(error)),
+        }
+    })
+    .unwrap()
+}
+
+/// TCP connections of random worlds are made with whom the simulator says, with the source it says, or are
+/// refused or dropped as it says.
+#[test]
+fn connections_are_made_where_the_simulator_says() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let scene = Scene::new();
+    let pods: Vec<IpAddr> = (1..6u16)
+        .flat_map(|last| [[10, 1, 0, last as u8].into(), [0xfd00, 1, 0, 0, 0, 0, 0, last].into()])
+        .collect();
+    let servers: Vec<(SocketAddr, TcpListener)> = run_in(&scene.endpoints, || {
+        let addresses = pods.iter().flat_map(|ip| [8080, 8081].map(|port| SocketAddr::new(*ip, port)));
+        let listen = |at| {
+            let listener = TcpListener::bind(at).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            (at, listener)
+        };
+        addresses.map(listen).collect()
+    })
+    .unwrap();
+    // Whose connections there are that nobody has asked for yet.
+    let accepted = || -> Vec<(SocketAddr, SocketAddr)> {
+        let all = servers.iter().map(|(at, listener)| {
+            std::iter::from_fn(move || listener.accept().ok()).map(move |(_, from)| (*at, from))
+        });
+        all.flatten().collect()
+    };
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut number = 0;
+    for round in 0..100 {
+        let programs = [Programs::Nft, Programs::Legacy][round % 2];
+        let scenario = mine(scenarios().new_tree(&mut runner).unwrap().current());
+        let host = &scenario.host;
+        let plans = everything(&scenario.model, host);
+        scene.in_host(|| {
+            let mut plans = plans.iter().map(|(name, plan)| (name.clone(), plan.clone()));
+            Iptables::with(programs).load(host, &mut plans).unwrap();
+        });
+        for packet in scenario.packets.iter().filter(|packet| packet.protocol == Protocol::Tcp) {
+            let trace = simulate_remembering(&scenario.model, host, packet, |_| None);
+            let sticks = trace.reached.as_ref().and_then(|(name, _)| {
+                let service = scenario.model.service(&name.service)?;
+                service.affinity
+            });
+            // Clients with an endpoint's address would be answered by way of the endpoint; datagrams, which
+            // need no answer, are another test's.
+            let has_way_back = packet.input.is_none() || !pods.contains(&packet.source);
+            if sticks.is_some() || !scene.can_send(packet, &trace.outcome) || !has_way_back {
+                continue;
+            }
+            let from = match &packet.input {
+                Some(link) => {
+                    scene.take(link);
+                    scene.way_back("replace", packet.source, link);
+                    &scene.clients
+                }
+                None => &scene.host,
+            };
+            number += 1;
+            let silent = matches!(trace.outcome, Outcome::Drop | Outcome::Untouched);
+            let wait = if silent { Duration::from_millis(200) } else { PATIENCE };
+            let made = connect(from, packet, number, wait);
+            match (&trace.outcome, &made) {
+                (Outcome::Endpoints(chances), Ok(_)) => {
+                    let [(endpoint, source)] = accepted()[..] else { panic!("{packet}: {:?}", trace.why) };
+                    let chance = chances.iter().find(|it| it.endpoint == endpoint);
+                    let chance =
+                        chance.unwrap_or_else(|| panic!("{packet} came to {endpoint}: {:?}", trace.why));
+                    assert_eq!(
+                        source.ip() != packet.source,
+                        chance.masquerade,
+                        "{packet} from {source}: {:?}",
+                        trace.why
+                    );
+                    *seen.entry(if chance.masquerade { "masqueraded" } else { "as it was" }).or_default() +=
+                        1;
+                }
+                (Outcome::Reject, Err(Some(Errno::ECONNREFUSED))) => {
+                    *seen.entry("rejected").or_default() += 1;
+                }
+                (Outcome::Drop, Err(None)) => *seen.entry("dropped").or_default() += 1,
+                (Outcome::Untouched, _) => assert_eq!(accepted(), [], "{packet}: {:?}", trace.why),
+                _ => panic!("{packet}: {made:?}: {:?}", trace.why),
+            }
+            if let Some(link) = &packet.input {
+                scene.way_back("del", packet.source, link);
             }
         }
     }
