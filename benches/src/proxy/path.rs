@@ -14,6 +14,8 @@ pub enum Path {
     Accounted,
     /// Through a service by `weft proxy --mode iptables`.
     Iptables,
+    /// Through a service by `weft proxy --mode userspace`.
+    Userspace,
     /// The nftables rules that kube-proxy would make, loaded by the bench.
     KubeProxyLayout,
     /// kube-proxy itself, in nftables mode.
@@ -31,11 +33,12 @@ pub struct UnknownPath {
 
 impl Path {
     /// All, in the order of tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Direct,
         Self::Nftables,
         Self::Accounted,
         Self::Iptables,
+        Self::Userspace,
         Self::KubeProxyLayout,
         Self::KubeProxy,
         Self::Haproxy,
@@ -48,6 +51,7 @@ impl Path {
             Self::Nftables => "nftables",
             Self::Accounted => "nftables-acct",
             Self::Iptables => "iptables",
+            Self::Userspace => "userspace",
             Self::KubeProxyLayout => "kube-proxy-layout",
             Self::KubeProxy => "kube-proxy",
             Self::Haproxy => "haproxy",
@@ -68,6 +72,7 @@ impl Path {
         match self {
             Self::Direct | Self::Nftables | Self::Accounted => Some("nftables"),
             Self::Iptables => Some("iptables"),
+            Self::Userspace => Some("userspace"),
             Self::KubeProxyLayout | Self::KubeProxy | Self::Haproxy => None,
         }
     }
@@ -82,8 +87,8 @@ impl Path {
     }
 
     /// At how many services its first packets are timed. The layout is loaded where that takes seconds:
-    /// at 10,000 services it takes most of a minute. haproxy accepts a connection before it has one to
-    /// an endpoint, so it has no first packet that could be compared.
+    /// at 10,000 services it takes most of a minute. haproxy and the userspace mode accept a connection
+    /// before they have one to an endpoint, so they have no first packet that could be compared.
     pub(super) const fn first_at(self, quick: bool) -> &'static [u32] {
         match (self, quick) {
             (Self::Direct | Self::KubeProxy, _) => &[BASE],
@@ -93,7 +98,7 @@ impl Path {
             (Self::Iptables, false) => &[100, BASE, 10_000],
             (Self::KubeProxyLayout, true) => &[100, BASE],
             (Self::KubeProxyLayout, false) => &[100, BASE, 5000],
-            (Self::Accounted | Self::Haproxy, _) => &[],
+            (Self::Accounted | Self::Userspace | Self::Haproxy, _) => &[],
         }
     }
 
@@ -104,7 +109,8 @@ impl Path {
             (Self::Iptables, false) => &[100, 1000, 10_000],
             (Self::KubeProxyLayout, false) => &[100, 1000, 5000],
             (Self::Iptables | Self::KubeProxyLayout, true) => &[100, 1000],
-            (Self::Direct | Self::Accounted | Self::KubeProxy | Self::Haproxy, _) => &[],
+            // In userspace mode the same rules are programmed as in nftables mode.
+            (Self::Direct | Self::Accounted | Self::Userspace | Self::KubeProxy | Self::Haproxy, _) => &[],
         }
     }
 }

@@ -177,7 +177,7 @@ fn raise(host: &Host, path: Path, services: Load, cores: Cores) -> Result<Raised
     let ends = Ends { client, server, to, listen: Listen::Anywhere };
     let (mut daemons, mut programs, mut api) = (vec![], vec![], None);
     match path {
-        Path::Direct | Path::Nftables | Path::Accounted | Path::Iptables => {
+        Path::Direct | Path::Nftables | Path::Accounted | Path::Iptables | Path::Userspace => {
             declare(host, services, Some(&TARGET))?;
             start(host, path)?;
             daemons.extend(host.proxy().process().map(|process| process.pid));

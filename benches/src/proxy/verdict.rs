@@ -10,12 +10,14 @@ use crate::svg::Headline;
 const THINGS: &str = "services";
 /// How fast a connection through a service is beside one to its endpoint.
 const THROUGHPUT: f64 = 0.97;
+/// How fast a connection carried by weft is beside one carried by haproxy.
+const AS_HAPROXY: f64 = 1.0;
 /// How much longer a first packet may take among many services: flat, as far as caches let it be.
 const FLAT: f64 = 1.1;
 /// How much longer a change may take among many services.
 const CHANGE: f64 = 1.5;
 
-const BARS: [Bar; 8] = [
+const BARS: [Bar; 11] = [
     bar("default", "nftables", "direct", Some(THROUGHPUT)),
     bar("no-offload", "nftables", "direct", Some(THROUGHPUT)),
     bar("default", "nftables", "kube-proxy-layout", None),
@@ -24,6 +26,9 @@ const BARS: [Bar; 8] = [
     bar("no-offload", "nftables-acct", "nftables", None),
     bar("default", "iptables", "direct", None),
     bar("default", "haproxy", "direct", None),
+    bar("default", "userspace", "direct", None),
+    bar("default", "userspace", "haproxy", Some(AS_HAPROXY)),
+    bar("no-offload", "userspace", "haproxy", Some(AS_HAPROXY)),
 ];
 
 const GROWTHS: [Growth; 7] = [

@@ -55,6 +55,7 @@ pub(super) fn path(bench: &str, name: &str) -> &'static str {
         "iptables" => "to a cluster address, by weft proxy --mode iptables",
         "kube-proxy-layout" => "kube-proxy's nftables rules, loaded by nft",
         "kube-proxy" => "kube-proxy itself, nftables mode",
+        "userspace" => "weft proxy --mode userspace: carried by the daemon",
         "haproxy" => "haproxy in TCP mode at the cluster address",
         "bare" => "host to host, no pods",
         "direct" => "pods over plain routes set by hand, no firewall rules",

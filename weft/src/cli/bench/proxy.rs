@@ -23,8 +23,8 @@ pub(super) struct ProxyArgs {
     quick: bool,
     #[command(flatten)]
     output: Output,
-    /// Only these paths: direct, nftables, nftables-acct, iptables, kube-proxy-layout, kube-proxy,
-    /// haproxy
+    /// Only these paths: direct, nftables, nftables-acct, iptables, userspace, kube-proxy-layout,
+    /// kube-proxy, haproxy
     #[arg(long, value_name = "PATH", value_delimiter = ',', value_parser = way)]
     only: Vec<Way>,
     /// Only these regimes of bulk traffic: default, no-offload, no-tso; or first, the first packets of
