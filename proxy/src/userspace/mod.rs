@@ -12,7 +12,8 @@
 //! - [`services`]: who is served by whom;
 //! - [`choice`], [`standing`]: which endpoint, and which not for now; pure;
 //! - [`sources`]: how many connections a client may have;
-//! - [`backend`]: the mode, as the daemon's loop sees it.
+//! - [`backend`]: the mode, as the daemon's loop sees it;
+//! - [`proxy_protocol`]: headers that tell whose connection is carried; nothing is said in them yet.
 //!
 //! The kernel keeps to what it does best: which packets are for services, who is let in, refused or
 //! dropped, and UDP and SCTP. What is carried differs from what the kernel leads in this: an endpoint
@@ -25,6 +26,7 @@ mod carry;
 mod choice;
 pub(crate) mod dial;
 mod led;
+pub mod proxy_protocol;
 mod relay;
 mod services;
 mod sources;
