@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -166,18 +167,18 @@ fn cleanup_after_iptables_legacy_leaves_the_host_as_it_was() -> Result<(), LabEr
 }
 
 /// A weft whose iptables has no match for SCTP, as where the kernel was built without it.
-fn without_sctp() -> String {
-    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("without-sctp");
-    let script = "rm -rf $0; mkdir -p $0; cp /usr/lib/*/xtables/*.so $0; rm $0/libxt_sctp.so
+fn without_sctp(dir: &Path) -> PathBuf {
+    let script = "cp /usr/lib/*/xtables/*.so $0; rm $0/libxt_sctp.so
         echo \"#!/bin/sh\nexport XTABLES_LIBDIR=$0\nexec $1 \\\"\\$@\\\"\" > $0/weft; chmod +x $0/weft";
-    let made = Command::new("sh").args(["-ec", script]).arg(&dir).arg(WEFT).output();
+    let made = Command::new("sh").args(["-ec", script]).arg(dir).arg(WEFT).output();
     let made = made.expect("a shell");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    dir.join("weft").display().to_string()
+    dir.join("weft")
 }
 
 fn what_iptables_lacks(story: &str, programs: &str) -> Result<(), LabError> {
-    let lab = Lab::new(story).weft(without_sctp()).hosts(["ash"]).etcd_members(0).without_daemons();
+    let dir = tempfile::tempdir().expect("a directory");
+    let lab = Lab::new(story).weft(without_sctp(dir.path())).hosts(["ash"]).etcd_members(0).without_daemons();
     let lab = lab.proxies(["--mode=iptables"]).up()?;
     let ash = lab.host("ash");
     // A mode stays with the programs that have rules already.
