@@ -102,10 +102,11 @@ fn told_of(mode: Mode) -> impl Iterator<Item = (&'static str, &'static Story)> {
 
 /// Stories that are so where the kernel leads connections to endpoints: who is seen as whom, what loopback
 /// addresses are not for, who counts. [`userspace`] tells what is so where the proxy carries them.
-const LED: [&str; 5] = [
+const LED: [&str; 6] = [
     "servers_see_the_pod_that_asks",
     "node_ports_stay_off_loopback",
     "external_local_shows_the_client",
+    "load_balancers_that_show_the_client",
     "the_external_policy_changes",
     "bytes_by_service_and_endpoint",
 ];
