@@ -5,7 +5,9 @@
 mod from_kube_proxy;
 mod iptables;
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -342,6 +344,57 @@ fn no_new_connection_is_lost_when_the_userspace_proxy_goes_and_comes() -> Result
         proxy.start()
     })?;
     within(SOON, || proxy.as_planned());
+    stage.lab.down()
+}
+
+/// Out of descriptors: who cannot be accepted waits, and is served once there are some. A client that has
+/// as many connections as it may is reset, until it ends one.
+#[test]
+fn the_userspace_proxy_runs_short() -> Result<(), LabError> {
+    let stage = Stage::new("proxy-short")?;
+    let proxy = stage.ash().proxy();
+    assert!(proxy.stop()?, "it leaves when it is asked to");
+    proxy.launch_with(&["--mode=userspace", "--drain-timeout=1s", "--connections-per-source=20"])?;
+    proxy.wait_until_ready(SOON)?;
+    let vip = SocketAddr::new(VIPS[0].parse().expect("an address"), 80);
+    let connect = || stage.client.tcp_connect(vip);
+    // A server says who it is to everybody.
+    let greeted = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        stream.read_exact(&mut [0; 1]).map_err(|error| error.kind())
+    };
+    let mut first = connect()?;
+    assert_eq!(greeted(&mut first), Ok(()));
+
+    let pid = proxy.process().expect("it runs").pid;
+    let limit = |most: usize| stage.ash().run(format!("prlimit --pid {pid} --nofile={most}:")).ok().map(drop);
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let open: BTreeSet<usize> =
+        open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    // New ones have the lowest number that is free, which has to be below the limit.
+    limit((0..).find(|number| !open.contains(number)).expect("some number"))?;
+    let waiting: Result<Vec<TcpStream>, LabError> = (0..10).map(|_| connect()).collect();
+    let mut waiting = waiting?;
+    within(SOON, || {
+        let log = proxy.log();
+        if log.contains("accepting connections") { Ok(()) } else { Err(log) }
+    });
+    limit(4096)?;
+    let served: Vec<_> = waiting.iter_mut().map(greeted).collect();
+    assert_eq!(served, vec![Ok(()); 10]);
+    assert!(proxy.metric("weft_proxy_userspace_accept_errors_total")? >= 1.0);
+
+    let more: Result<Vec<TcpStream>, LabError> = (0..9).map(|_| connect()).collect();
+    let mut more = more?;
+    assert!(more.iter_mut().all(|stream| greeted(stream).is_ok()), "20 in all");
+    let ask = || stage.client.asks(vip, Protocol::Tcp, SOON);
+    assert_eq!(ask(), Answer::Reset);
+    assert!(proxy.metric("weft_proxy_userspace_over_limit_connections_total")? >= 1.0);
+    drop(more.pop());
+    within(SOON, || match ask() {
+        Answer::From { .. } => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
     stage.lab.down()
 }
 

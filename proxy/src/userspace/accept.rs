@@ -97,9 +97,11 @@ async fn reach(port: &Port, set: Policy, from: SocketAddr) -> Option<(Using, Tcp
                 port.reached(from.ip(), &endpoint, now());
                 return Some((endpoint, stream));
             }
+            // Out of descriptors or ports: nobody's fault, and there may be some in a moment.
             Err(DialError::Here(error)) => {
                 tracing::debug!(%error, port = %port.name, "no socket for a connection to an endpoint");
-                return None;
+                tokio::time::sleep(patience).await;
+                continue;
             }
             Err(DialError::Refused(error)) => {
                 tracing::debug!(%error, port = %port.name, endpoint = %endpoint.address, "no connection");
