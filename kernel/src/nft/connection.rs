@@ -378,8 +378,8 @@ impl Nft {
         )?;
         let Some(mut table) = found else { return Ok(None) };
         table.chains = self.read_chains(key)?;
-        for (name, spec) in self.read_sets(key)? {
-            let elements = self.read_elements(key, &name, &spec)?;
+        for (name, spec, count) in self.read_sets(key)? {
+            let elements = self.read_all_elements(key, &name, &spec, count)?;
             table.sets.insert(name, Set { spec, elements });
         }
         Ok(Some(table))
@@ -425,7 +425,8 @@ impl Nft {
         )
     }
 
-    fn read_sets(&mut self, key: &TableKey) -> Result<Vec<(SetName, SetSpec)>, Interrupted> {
+    /// Each with the number of its elements, if the kernel tells.
+    fn read_sets(&mut self, key: &TableKey) -> Result<Vec<(SetName, SetSpec, Option<u32>)>, Interrupted> {
         let mut sets = Vec::new();
         let table = key.name.as_str();
         self.dump(
@@ -435,12 +436,35 @@ impl Nft {
             |w| w.string(1, table),
             |message| {
                 if decode::table_of(message.attrs())? == key.name {
-                    sets.push(decode::set(message.attrs())?);
+                    let (name, spec) = decode::set(message.attrs())?;
+                    sets.push((name, spec, decode::set_count(message.attrs())?));
                 }
                 Ok(())
             },
         )?;
         Ok(sets)
+    }
+
+    /// Some time after many elements came or went the kernel makes a set's hash table larger or smaller,
+    /// and meanwhile a dump can miss some: for each message `nft_rhash_walk` (net/netfilter/nft_set_hash.c)
+    /// begins anew and skips as many as it has sent. The generation stays, so only their number tells.
+    fn read_all_elements(
+        &mut self,
+        key: &TableKey,
+        set: &SetName,
+        spec: &SetSpec,
+        count: Option<u32>,
+    ) -> Result<Elements, Interrupted> {
+        // Elements of dynamic sets come and go, and those of trees are two for each range.
+        let count = count.filter(|_| !spec.dynamic && !spec.interval).map_or(0, |count| count as usize);
+        let mut elements = self.read_elements(key, set, spec)?;
+        for _ in 1..DUMP_TRIES {
+            if elements.len() >= count {
+                break;
+            }
+            elements = self.read_elements(key, set, spec)?;
+        }
+        Ok(elements)
     }
 
     fn read_elements(
@@ -472,7 +496,7 @@ impl Nft {
         key: &TableKey,
     ) -> Result<BTreeMap<SetName, Vec<ElementReading>>, Interrupted> {
         let mut all = BTreeMap::new();
-        for (set, _) in self.read_sets(key)?.into_iter().filter(|(_, spec)| spec.counted) {
+        for (set, ..) in self.read_sets(key)?.into_iter().filter(|(_, spec, _)| spec.counted) {
             let mut readings = Vec::new();
             self.dump_elements(key, &set, |message| {
                 readings.extend(decode::element_counters(message.attrs())?);

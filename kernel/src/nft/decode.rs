@@ -143,6 +143,11 @@ pub(super) fn set(attrs: Attrs<'_>) -> Result<(SetName, SetSpec), Malformed> {
     Ok((name, spec))
 }
 
+/// How many elements a set has (`NFTA_SET_COUNT`), which the kernel tells from Linux 6.16 on.
+pub(super) fn set_count(attrs: Attrs<'_>) -> Result<Option<u32>, Malformed> {
+    attrs.find_be32(20)
+}
+
 /// Elements as they came, in whatever order and in as many messages as it took.
 #[derive(Debug, Default)]
 pub(super) struct RawElements(Vec<RawElement>);
