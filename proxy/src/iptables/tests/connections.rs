@@ -38,6 +38,18 @@ fn sh(ns: &NetNs, script: &str) {
     assert!(status.success(), "{script}");
 }
 
+/// One end of a wire, which knows the other: on a busy machine neighbours may be asked for in vain.
+fn wired(link: &str, number: usize, end: usize) -> String {
+    let other = 3 - end;
+    format!(
+        "ip link set {link} address 02:00:00:00:0{number}:0{end}
+         ip addr add 100.64.{number}.{end}/24 dev {link}; ip addr add fd99:{number}::{end}/64 dev {link} nodad
+         ip link set {link} up
+         ip neigh add 100.64.{number}.{other} lladdr 02:00:00:00:0{number}:0{other} dev {link} nud permanent
+         ip neigh add fd99:{number}::{other} lladdr 02:00:00:00:0{number}:0{other} dev {link} nud permanent"
+    )
+}
+
 impl Scene {
     /// The addresses are those of [`crate::generators`].
     fn new() -> Self {
@@ -60,17 +72,15 @@ impl Scene {
         for (number, link) in (1..).zip(LINKS) {
             host.push_str(&format!(
                 "ip link add {link} type veth peer name {link} netns {clients}
-                 ip addr add 100.64.{number}.1/24 dev {link}; ip addr add fd99:{number}::1/64 dev {link} nodad
-                 ip link set {link} up\n"
+                 {}\n",
+                wired(link, number, 1)
             ));
-            there.push_str(&format!(
-                "ip addr add 100.64.{number}.2/24 dev {link}; ip addr add fd99:{number}::2/64 dev {link} nodad
-                 ip link set {link} up\n"
-            ));
+            there.push_str(&format!("{}\n", wired(link, number, 2)));
         }
         host.push_str(&format!(
             "ip link add ends type veth peer name ends netns {endpoints}
-             ip addr add 100.64.9.1/24 dev ends; ip addr add fd99:9::1/64 dev ends nodad; ip link set ends up\n"
+             {}\n",
+            wired("ends", 9, 1)
         ));
         sh(&scene.host, &host);
         for last in [1, 2] {
@@ -81,10 +91,10 @@ impl Scene {
         there.push_str("ip addr add 192.0.2.2/32 dev lo; ip addr add 2001:db8:2::2/128 dev lo nodad\n");
         let mut ends = String::from(
             "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.all.accept_local=1 net.ipv6.conf.default.accept_dad=0
-             ip link set lo up
-             ip addr add 100.64.9.2/24 dev ends; ip addr add fd99:9::2/64 dev ends nodad; ip link set ends up
-             ip route add default via 100.64.9.1; ip -6 route add default via fd99:9::1\n",
+             ip link set lo up\n",
         );
+        ends.push_str(&wired("ends", 9, 2));
+        ends.push_str("\nip route add default via 100.64.9.1; ip -6 route add default via fd99:9::1\n");
         for last in 1..6 {
             let add =
                 format!("ip addr add 10.1.0.{last}/32 dev lo; ip addr add fd00:1::{last}/128 dev lo nodad\n");
