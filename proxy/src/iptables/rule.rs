@@ -247,6 +247,12 @@ impl Rule {
         matches!(words.next(), Some("-j" | "-g")).then_some(target)
     }
 
+    /// The same packets, dropped instead.
+    pub(super) fn dropping(&self) -> Self {
+        let conditions = self.0.rsplitn(3, ' ').nth(2);
+        conditions.map_or_else(Self::new, Self::saved).jump("DROP")
+    }
+
     /// Where every packet goes on that comes here, if this rule has no condition.
     pub(super) fn leads_all_to(&self) -> Option<&str> {
         self.0.strip_prefix("-g ").filter(|chain| !chain.contains(' '))

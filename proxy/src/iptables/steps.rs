@@ -5,9 +5,9 @@
 //! so. So whoever is refused, before or after, is refused in between as well: translation comes first
 //! where it is ([`super::frame`]), and a refusal of what is translated does nothing.
 //!
-//! With one exception: that a cluster address refuses what none of its frontends takes comes last where
-//! the address is new, and goes first where it is gone. In between its packets are dropped or go astray,
-//! as they were before or will be: a client whose packet is lost asks again, one that is refused does not.
+//! With one exception: where a cluster address that refuses what none of its frontends takes comes or
+//! goes, it drops that in between: its frontends may not be served yet, or no longer. A client whose packet
+//! is lost asks again, one that is refused does not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -102,7 +102,9 @@ fn meanwhile(chain: &str, before: &[Rule], after: Option<&[Rule]>) -> Vec<Rule> 
     let mut rules = after.map_or_else(|| before.to_vec(), |after| union(before, after));
     if At::ClusterIps.has(chain) {
         let stays = |rule: &Rule| before.contains(rule) && after.is_some_and(|after| after.contains(rule));
-        rules.retain(|rule| rule.target() != Some(REJECT) || stays(rule));
+        for rule in rules.iter_mut().filter(|rule| rule.target() == Some(REJECT) && !stays(rule)) {
+            *rule = rule.dropping();
+        }
     }
     rules
 }
@@ -194,13 +196,21 @@ COMMIT
         assert_eq!(text(&nat, &filter), wanted);
         let of = |texts: &[&str]| Contents::from([("WEFT-STRICT-01".to_owned(), rules(texts))]);
         let late = Delta {
-            before: of(&["-d 10.96.0.1/32 -g WEFT-REJECT", "-g NEXT"]),
-            after: of(&["-d 10.96.1.1/32 -g WEFT-REJECT", "-d 10.96.2.1/32 -j RETURN", "-g NEXT"]),
+            before: of(&["-d 10.96.0.1/32 -g WEFT-REJECT", "-d 10.96.3.1/32 -g WEFT-REJECT", "-g NEXT"]),
+            after: of(&[
+                "-d 10.96.1.1/32 -g WEFT-REJECT",
+                "-d 10.96.3.1/32 -g WEFT-REJECT",
+                "-d 10.96.2.1/32 -j RETURN",
+                "-g NEXT",
+            ]),
             ..Delta::default()
         };
         let wanted = "*filter
 :WEFT-STRICT-01 - [0:0]
+-A WEFT-STRICT-01 -d 10.96.1.1/32 -j DROP
+-A WEFT-STRICT-01 -d 10.96.3.1/32 -g WEFT-REJECT
 -A WEFT-STRICT-01 -d 10.96.2.1/32 -j RETURN
+-A WEFT-STRICT-01 -d 10.96.0.1/32 -j DROP
 -A WEFT-STRICT-01 -g NEXT
 COMMIT
 *nat
@@ -212,6 +222,7 @@ COMMIT
 *filter
 :WEFT-STRICT-01 - [0:0]
 -A WEFT-STRICT-01 -d 10.96.1.1/32 -g WEFT-REJECT
+-A WEFT-STRICT-01 -d 10.96.3.1/32 -g WEFT-REJECT
 -A WEFT-STRICT-01 -d 10.96.2.1/32 -j RETURN
 -A WEFT-STRICT-01 -g NEXT
 COMMIT
