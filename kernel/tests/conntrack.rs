@@ -157,8 +157,9 @@ fn who_reads_too_slowly_is_told_so() {
         let server = UdpSocket::bind("127.0.0.1:5353").unwrap();
         let mut conntrack = Conntrack::open().unwrap();
         let mut forget = |count: usize| {
-            for _ in 0..count {
-                send(&server, "127.0.0.1:0".parse().unwrap(), "127.0.0.7:53");
+            // Ports that the kernel picks may be the same twice, and so would the flows be.
+            for port in (20_000..).take(count) {
+                send(&server, SocketAddr::from(([127, 0, 0, 1], port)), "127.0.0.7:53");
             }
             let flows = pieces(&mut conntrack);
             flows.iter().for_each(|flow| assert!(conntrack.delete(flow).unwrap()));

@@ -11,6 +11,10 @@ fn story(programs: &str) -> Result<(), LabError> {
         let one = |words: &&str| format!("iptables-{programs} -w {words}; ip6tables-{programs} -w {words}");
         format!("set -e; {}", all.iter().map(one).collect::<Vec<_>>().join("; "))
     };
+    // In one step for each table: of several the second would meet what was put right after the first.
+    let emptied = ["iptables", "ip6tables"].map(|family| {
+        format!("printf '*nat\\nCOMMIT\\n*filter\\nCOMMIT\\n' | {family}-{programs}-restore -w")
+    });
     // Which programs the host uses is told by the tables it has.
     ash.run(deed(&["-t nat -nL"])).ok()?;
     proxy.launch_with(&["--mode=iptables"])?;
@@ -18,17 +22,17 @@ fn story(programs: &str) -> Result<(), LabError> {
     within(SOON, || proxy.as_planned());
     let saved = || ash.run(format!("iptables-{programs}-save | grep -c :WEFT-")).stdout;
     assert_ne!(saved().trim(), "0", "the rules are {programs}'s");
-    for deeds in [
-        &["-t nat -F"][..],
-        &["-t nat -F WEFT-SERVICES"],
-        &["-t nat -D PREROUTING 1", "-t nat -D OUTPUT 1"],
-        &["-t nat -F", "-t nat -X", "-t filter -F", "-t filter -X"],
+    for (harm, by) in [
+        ("nat flushed", deed(&["-t nat -F"])),
+        ("a chain flushed", deed(&["-t nat -F WEFT-SERVICES"])),
+        ("jumps deleted", deed(&["-t nat -D PREROUTING 1", "-t nat -D OUTPUT 1"])),
+        ("nat and filter emptied", format!("set -e; {}", emptied.join("; "))),
     ] {
         let talks: Result<Vec<Probe>, LabError> =
             stage.paths().iter().map(|(from, to)| Ok(from.converse_with(*to, BEAT)?.1)).collect();
         let talks = talks?;
-        ash.run(deed(deeds)).ok()?;
-        stage.served_again(&format!("{programs}: {deeds:?}"));
+        ash.run(by).ok()?;
+        stage.served_again(&format!("{programs}: {harm}"));
         within(SOON, || proxy.as_planned());
         talks.into_iter().try_for_each(|talk| talk.stop_without_loss().map(drop))?;
     }
