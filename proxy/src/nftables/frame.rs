@@ -112,15 +112,20 @@ impl Frame {
         ];
         table.chains.insert(reject(), plain(rejecting));
         table.chains.insert(chain("astray"), plain(Family::ALL.map(drop_from_endpoints).to_vec()));
+        // Packets of connections that are there already, nearly all, meet as few rules as can be: what is
+        // of a family comes behind what is of new ones.
+        let by_family = |to: &str| {
+            let v4 = Rule::new().ipv4().jump(&of(to, Family::V4));
+            let v6 = Rule::new().ipv6().jump(&of(to, Family::V6));
+            vec![v4, v6]
+        };
+        for to in ["guard", "refuse"] {
+            table.chains.insert(chain(to), plain(by_family(to)));
+        }
         for (hook, name) in [(Hook::Prerouting, "prerouting"), (Hook::Output, "output")] {
             let new = || Rule::new().ct_state(CT_NEW);
             let ours =
                 || (self.userspace && hook == Hook::Output).then(|| Rule::new().mark(dial::MARK, dial::MARK));
-            let by_family = |begin: &dyn Fn() -> Rule, to: &str| {
-                let v4 = begin().ipv4().jump(&of(to, Family::V4));
-                let v6 = begin().ipv6().jump(&of(to, Family::V6));
-                ours().map(Rule::return_).into_iter().chain([v4, v6]).collect::<Vec<_>>()
-            };
             let mut guard = Vec::new();
             if hook == Hook::Prerouting && self.scope(Family::V4).localhost {
                 // The kernel drops such packets by itself unless `route_localnet` is set, as it is for
@@ -135,12 +140,15 @@ impl Frame {
                 let relayed = Family::ALL.into_iter().filter(|family| self.scope(*family).relayed);
                 guard.extend(relayed.map(|family| from_a_link(to_loopback(new(), family)).drop()));
             }
-            guard.extend(by_family(&new, "guard"));
+            guard.extend(ours().map(Rule::return_));
+            guard.push(new().jump(&chain("guard")));
             let before = base(ChainKind::Filter, hook, DSTNAT - BESIDE, guard);
-            let with = base(ChainKind::Nat, hook, DSTNAT, by_family(&Rule::new, "services"));
+            let services = ours().map(Rule::return_).into_iter().chain(by_family("services"));
+            let with = base(ChainKind::Nat, hook, DSTNAT, services.collect());
             // Whoever was translated, by us or by somebody else, has found its way.
             let mut refuse = vec![translated().return_()];
-            refuse.extend(by_family(&new, "refuse"));
+            refuse.extend(ours().map(Rule::return_));
+            refuse.push(new().jump(&chain("refuse")));
             if hook == Hook::Prerouting {
                 refuse.push(Rule::new().ct_state(CT_INVALID).jump(&chain("astray")));
             }
